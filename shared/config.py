@@ -1,0 +1,216 @@
+"""What a person writes in YAML, checked by pydantic: unknown keys are errors, units are in the names.
+
+Any value can be overridden by the environment: ``SUTURE_`` and the path of keys joined by ``__``, e.g.
+``SUTURE_CLOUD__GATEWAY=tcp://10.0.0.5:5555`` for ``cloud: {gateway: ...}``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import ConfigError
+
+__all__ = [
+    "AgentConfig",
+    "CloudConfig",
+    "CloudLinkConfig",
+    "GatewayConfig",
+    "ModelConfig",
+    "ModelSource",
+    "ServedModelConfig",
+    "load_config",
+    "parse_config",
+]
+
+_ENV_PREFIX = "SUTURE_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSource(_Section):
+    """Where a network comes from: exactly one of ``zoo``, ``factory`` and ``bundle``.
+
+    With none of them, ``name`` is looked up in the zoo.
+    """
+
+    name: str = Field(min_length=1, max_length=128)
+    zoo: str | None = None
+    factory: Annotated[str | None, Field(pattern=r"^[\w.]+:[\w.]+$")] = None
+    bundle: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        if sum(source is not None for source in (self.zoo, self.factory, self.bundle)) > 1:
+            raise ValueError("give one of zoo, factory and bundle, not several")
+        return self
+
+
+class ModelConfig(ModelSource):
+    """A network on the device."""
+
+    deadline_ms: float = Field(default=2000.0, gt=0)
+    codecs: list[str] | None = None
+    hysteresis: float = Field(default=0.05, ge=0, lt=1)
+
+
+class CloudLinkConfig(_Section):
+    """How the device reaches the cloud."""
+
+    gateway: str = "tcp://127.0.0.1:5555"
+    load_feed: str | None = Field(default=None, description="taken from the gateway's card when left out")
+    heartbeat_ms: float = Field(default=100.0, gt=0)
+    heartbeat_timeout_ms: float = Field(default=300.0, gt=0)
+    reconnect_min_ms: float = Field(default=100.0, gt=0)
+    reconnect_max_ms: float = Field(default=2000.0, gt=0)
+    probe_interval_s: float = Field(default=2.0, gt=0, description="idle time before an active probe")
+    probe_bytes: int = Field(default=32_768, ge=0, le=1_048_576, description="0 turns active probes off")
+    assumed_uplink_mbps: float = Field(default=10.0, gt=0, description="until the first measurement")
+    assumed_rtt_ms: float = Field(default=20.0, ge=0, description="until the first measurement")
+
+
+def _default_socket() -> str:
+    return f"ipc://{os.environ.get('XDG_RUNTIME_DIR') or tempfile.gettempdir()}/suture-agent.sock"
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "suture"
+
+
+class AgentConfig(_Section):
+    """The whole of an ``edge-agent --config`` file."""
+
+    name: str = "edge"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1, description="torch threads; None: torch's own choice")
+    socket: str = Field(default_factory=_default_socket, pattern=r"^(ipc|tcp)://")
+    cloud: CloudLinkConfig = CloudLinkConfig()
+    models: list[ModelConfig] = Field(min_length=1)
+    max_in_flight: int = Field(default=32, ge=1)
+    max_in_flight_bytes: int = Field(default=256 * 2**20, ge=1)
+    cache_dir: Path = Field(default_factory=_default_cache)
+    profile_repeats: int = Field(default=10, ge=3)
+    log: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> AgentConfig:
+        _require_unique(self.models)
+        return self
+
+
+class ServedModelConfig(ModelSource):
+    """A network in the cloud."""
+
+    replicas: int = Field(default=1, ge=0)
+    num_cpus: float = Field(default=0.5, gt=0, description="what Ray reserves for one replica")
+    num_gpus: float = Field(default=0.0, ge=0)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int = Field(default=1, ge=1, description="torch threads of one replica")
+    credits: int = Field(default=2, ge=1, description="requests that a replica holds at once")
+    max_queue: int = Field(default=256, ge=1)
+
+
+class GatewayConfig(_Section):
+    host: str = "127.0.0.1"
+    device_port: int = Field(default=5555, ge=0, le=65535, description="0 takes a free port")
+    replica_port: int = Field(default=5556, ge=0, le=65535)
+    load_port: int = Field(default=5557, ge=0, le=65535)
+    num_cpus: float = Field(default=0.2, gt=0)
+    bind_retry_s: float = Field(default=10.0, ge=0)
+    load_period_ms: float = Field(default=100.0, gt=0)
+    max_devices: int = Field(default=1024, ge=1)
+    max_in_flight: int = Field(default=32, ge=1, description="per device")
+    max_in_flight_bytes: int = Field(default=64 * 2**20, ge=1, description="per device")
+    max_message_bytes: int = Field(default=32 * 2**20, ge=1)
+    heartbeat_ms: float = Field(default=100.0, gt=0)
+    heartbeat_timeout_ms: float = Field(default=300.0, gt=0)
+
+
+class CloudConfig(_Section):
+    """What the Serve application takes, as a file or as arguments."""
+
+    gateway: GatewayConfig = GatewayConfig()
+    models: list[ServedModelConfig] = Field(min_length=1)
+    cache_dir: Path = Field(default_factory=_default_cache)
+    profile_repeats: int = Field(default=10, ge=3)
+    log: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> CloudConfig:
+        _require_unique(self.models)
+        return self
+
+
+def _require_unique(models: list[Any]) -> None:
+    names = [model.name for model in models]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"models named more than once: {', '.join(repeated)}")
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load_config(cls: type[ConfigT], path: str | Path, environ: Mapping[str, str] = os.environ) -> ConfigT:
+    """Read, override from the environment and check a YAML file.
+
+    Raises ConfigError naming the file, the key and the next step.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    return parse_config(cls, {} if values is None else values, str(path), environ)
+
+
+def parse_config(
+    cls: type[ConfigT], values: Any, origin: str, environ: Mapping[str, str] = os.environ
+) -> ConfigT:
+    """Check plain values as read from YAML; ``origin`` names them in errors.  Raises ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} must hold a mapping of keys to values, not a {type(values).__name__}")
+    try:
+        return cls.model_validate(_overridden(cls, values, environ))
+    except ValidationError as error:
+        lines = [f"  {_dotted(item['loc'])}: {_plainly(item)}" for item in error.errors()]
+        raise ConfigError(f"{origin} is not valid:\n" + "\n".join(lines)) from error
+
+
+def _overridden(cls: type[BaseModel], values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    merged = dict(values)
+    for variable in sorted(environ):
+        path = variable.removeprefix(_ENV_PREFIX).lower().split("__")
+        if not variable.startswith(_ENV_PREFIX) or path[0] not in cls.model_fields:
+            continue
+        section = merged
+        for key in path[:-1]:
+            section[key] = dict(section.get(key) or {})
+            section = section[key]
+        section[path[-1]] = yaml.safe_load(environ[variable])
+    return merged
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(top level)"
+
+
+def _plainly(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key; remove it, or see docs/operations.md for the keys there are"
+    if item["type"] == "missing":
+        return "is required"
+    return f"{item['msg']} (got {item['input']!r})"
