@@ -1,0 +1,85 @@
+"""Configuration is checked where it is read, and its errors say which key and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.config import AgentConfig, CloudConfig, load_config, parse_config
+from shared.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODELS = [{"name": "mnist"}]
+
+
+def test_defaults_make_a_working_agent() -> None:
+    config = parse_config(AgentConfig, {"models": MODELS}, "here", environ={})
+    assert config.device == "cpu"
+    assert config.cloud.gateway == "tcp://127.0.0.1:5555"
+    assert config.models[0].deadline_ms == 2000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"models": MODELS, "devize": "cpu"}, "devize: unknown key"),
+        ({"models": MODELS, "cloud": {"gatway": "x"}}, "cloud.gatway: unknown key"),
+        ({}, "models: is required"),
+        ({"models": []}, "models"),
+        ({"models": MODELS, "device": "tpu"}, "device"),
+        ({"models": MODELS + MODELS}, "named more than once: mnist"),
+        ({"models": [{"name": "a", "zoo": "mnist", "bundle": "x"}]}, "one of zoo, factory and bundle"),
+        ({"models": [{"name": "a", "factory": "no colon"}]}, "models.0.factory"),
+        ([1, 2], "mapping"),
+    ],
+)
+def test_a_mistake_is_named(values: object, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse_config(AgentConfig, values, "here", environ={})
+
+
+def test_the_environment_overrides_the_file() -> None:
+    environ = {
+        "SUTURE_CLOUD__GATEWAY": "tcp://10.0.0.5:5555",
+        "SUTURE_DEVICE": "cuda:0",
+        "SUTURE_THREADS": "3",
+        "SUTURE_UNRELATED": "ignored",
+        "HOME": "/nowhere",
+    }
+    values = {"models": MODELS, "device": "cpu", "cloud": {"heartbeat_ms": 50}}
+    config = parse_config(AgentConfig, values, "here", environ)
+    assert (config.cloud.gateway, config.cloud.heartbeat_ms) == ("tcp://10.0.0.5:5555", 50)
+    assert (config.device, config.threads) == ("cuda:0", 3)
+    assert values == {"models": MODELS, "device": "cpu", "cloud": {"heartbeat_ms": 50}}
+
+
+def test_the_environment_is_checked_like_the_file() -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        parse_config(AgentConfig, {"models": MODELS}, "here", {"SUTURE_THREADS": "many"})
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"models: [", "is not YAML"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "models: is required")],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=named) as caught:
+        load_config(AgentConfig, path, environ={})
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        load_config(AgentConfig, tmp_path / "none.yaml", environ={})
+
+
+def test_every_shipped_agent_config_is_valid() -> None:
+    for name in ("jetson.yaml", "laptop.yaml"):
+        assert load_config(AgentConfig, CONFIGS / name, environ={}).models
+
+
+def test_the_shipped_cloud_config_is_valid() -> None:
+    assert load_config(CloudConfig, CONFIGS / "cloud.yaml", environ={}).models
