@@ -100,7 +100,14 @@ class LimitError(ProtocolError):
 
 
 class VersionError(ProtocolError):
+    """``supported`` is the first and last version spoken here, ``request_id`` that of the message or 0."""
+
     code = 22
+
+    def __init__(self, message: str, supported: tuple[int, int] = (1, 1), request_id: int = 0) -> None:
+        super().__init__(message)
+        self.supported = supported
+        self.request_id = request_id
 
 
 class CodecError(SutureError):

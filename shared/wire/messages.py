@@ -3,24 +3,33 @@
 ``docs/protocol.md`` is the authority; this module is its transcription.  Headers are msgpack maps
 (msgspec): unknown fields are ignored, so a newer peer may add some; a field is never re-used.
 Durations are in milliseconds of the sender's own clock and are never compared with another's.
+
+The bounds on the types hold for what arrives; :func:`shared.wire.decode_message` checks them, and what
+they cannot express, before it hands a header on.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 __all__ = [
     "Announce",
+    "Cancel",
     "Card",
     "Credit",
     "ErrorReply",
     "Goodbye",
+    "Header",
     "Hello",
     "Infer",
     "Limits",
     "LoadReport",
+    "LocalInfer",
+    "LocalResult",
     "MessageType",
     "ModelCard",
     "ModelLoad",
@@ -32,6 +41,21 @@ __all__ = [
     "TailTimings",
     "TensorHeader",
 ]
+
+MAX_TEXT = 1024
+"""Characters in a message meant for a person."""
+
+Name = Annotated[str, Meta(max_length=128)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Millis = Annotated[float, Meta(ge=0, le=1e12)]
+Ratio = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Meta(ge=0, le=2**48)]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Index = Annotated[int, Meta(ge=0, le=65535)]
+Batch = Annotated[int, Meta(ge=1, le=65535)]
+UnitMs = Annotated[list[Millis], Meta(max_length=65535)]
+Dims = Annotated[list[Count], Meta(max_length=8)]
 
 
 class MessageType(IntEnum):
@@ -47,187 +71,231 @@ class MessageType(IntEnum):
     GOODBYE = 10
     LOAD = 11
     REPLICA_HELLO = 12
+    LOCAL_INFER = 13
+    LOCAL_RESULT = 14
+    CANCEL = 15
 
 
-class _Header(msgspec.Struct, frozen=True, kw_only=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Base: immutable, keyword-only, unknown fields ignored."""
 
 
-class ModelOffer(_Header):
+class ModelOffer(Header):
     """A network that the device holds: its name and the digest over graph and weights."""
 
-    name: str
-    digest: str
+    name: Name
+    digest: Name
 
 
-class Hello(_Header):
+class Hello(Header):
     """Device to gateway, first message of a session."""
 
-    agent: str
-    software: str
-    models: list[ModelOffer]
+    agent: Name
+    software: Name
+    models: Annotated[list[ModelOffer], Meta(max_length=256)]
 
 
-class Limits(_Header):
+class Limits(Header):
     """What the gateway accepts from one device."""
 
-    max_in_flight: int = 32
-    max_in_flight_bytes: int = 64 * 2**20
-    max_message_bytes: int = 32 * 2**20
-    max_batch: int = 64
-    heartbeat_ms: float = 100.0
-    heartbeat_timeout_ms: float = 300.0
+    max_in_flight: Count = 32
+    max_in_flight_bytes: Bytes = 64 * 2**20
+    max_message_bytes: Bytes = 32 * 2**20
+    max_batch: Batch = 64
+    heartbeat_ms: Millis = 100.0
+    heartbeat_timeout_ms: Millis = 300.0
 
 
-class ModelCard(_Header):
+class ModelCard(Header):
     """What the device needs to know of one served network.
 
     ``unit_ms`` holds the measured time of every unit on an idle replica at batch 1, ``[]`` while no
     replica has profiled yet.  ``error`` is set when the device's digest is not the one served.
     """
 
-    name: str
-    digest: str
-    index: int
-    unit_ms: list[float]
-    replicas: int
-    error: str = ""
+    name: Name
+    digest: Name
+    index: Index
+    unit_ms: UnitMs
+    replicas: Count
+    error: Text = ""
 
 
-class Card(_Header):
+class Card(Header):
     """Gateway to device: the answer to HELLO, and again whenever a card changes."""
 
-    gateway: str
-    software: str
+    gateway: Name
+    software: Name
     limits: Limits
-    models: list[ModelCard]
-    load_endpoint: str = ""
+    models: Annotated[list[ModelCard], Meta(max_length=256)]
+    load_endpoint: Text = ""
 
 
-class Announce(_Header):
+class Announce(Header):
     """Sent just before an INFER: the gateway's arrival span of the two gives the uplink bandwidth."""
 
-    payload_bytes: int
+    payload_bytes: Bytes
 
 
-class TensorHeader(_Header):
+class TensorHeader(Header):
     """One tensor that follows as one frame of ``payload_bytes``.
 
     ``dtype`` is a :class:`shared.tensor.DType`, ``codec`` a :class:`shared.codec.Codec`, ``order`` as
     in :mod:`shared.tensor`.
     """
 
-    slot: int
-    dtype: int
-    codec: int
-    shape: list[int]
-    order: list[int]
-    payload_bytes: int
+    slot: Count
+    dtype: Byte
+    codec: Byte
+    shape: Dims
+    order: Dims
+    payload_bytes: Bytes
 
 
-class Infer(_Header):
+TensorHeaders = Annotated[list[TensorHeader], Meta(max_length=255)]
+
+
+class Infer(Header):
     """Device to gateway to replica.  Model, cut, budget and request id are in frame 0.
 
     ``tail_units`` is empty for a topological cut; otherwise a little-endian bit mask of the units that
     the cloud runs.  ``reply_codec`` is the codec that the device wants the outputs in.
     """
 
-    batch: int
-    tensors: list[TensorHeader]
-    reply_codec: int
-    tail_units: bytes = b""
+    batch: Batch
+    tensors: TensorHeaders
+    reply_codec: Byte
+    tail_units: Annotated[bytes, Meta(max_length=8192)] = b""
 
 
-class TailTimings(_Header):
+class TailTimings(Header):
     """Measured in the replica; ``wait_ms`` is the time between arrival and start of the work there."""
 
-    wait_ms: float = 0.0
-    decode_ms: float = 0.0
-    compute_ms: float = 0.0
-    encode_ms: float = 0.0
-    batch_requests: int = 1
+    wait_ms: Millis = 0.0
+    decode_ms: Millis = 0.0
+    compute_ms: Millis = 0.0
+    encode_ms: Millis = 0.0
+    batch_requests: Count = 1
 
 
-class Result(_Header):
+class Result(Header):
     """Replica to gateway to device.  The gateway fills ``span_ms`` (arrival of INFER minus arrival of its
     ANNOUNCE), ``queue_ms`` (waiting for a credit) and ``gateway_ms`` (INFER in to RESULT out)."""
 
-    tensors: list[TensorHeader]
+    tensors: TensorHeaders
     timings: TailTimings
-    replica: str = ""
-    span_ms: float = 0.0
-    span_bytes: int = 0
-    queue_ms: float = 0.0
-    gateway_ms: float = 0.0
+    replica: Name = ""
+    span_ms: Millis = 0.0
+    span_bytes: Bytes = 0
+    queue_ms: Millis = 0.0
+    gateway_ms: Millis = 0.0
 
 
-class ErrorReply(_Header):
+class ErrorReply(Header):
     """``code`` is that of :mod:`shared.errors`."""
 
-    code: int
-    message: str
-    retry_after_ms: float = 0.0
+    code: Index
+    message: Text
+    retry_after_ms: Millis = 0.0
 
 
-class Ping(_Header):
+class Ping(Header):
     """``probe_bytes`` is the size of the padding frame that follows; 0 for a plain heartbeat."""
 
-    probe_bytes: int = 0
+    probe_bytes: Bytes = 0
 
 
-class Pong(_Header):
+class Pong(Header):
     """``span_ms`` and ``span_bytes`` as in RESULT, for a PING that was announced; else 0."""
 
-    span_ms: float = 0.0
-    span_bytes: int = 0
+    span_ms: Millis = 0.0
+    span_bytes: Bytes = 0
 
 
-class ReplicaHello(_Header):
+class ReplicaHello(Header):
     """Replica to gateway: what it serves, its measured unit times, and its first credits."""
 
-    replica: str
-    model: str
-    digest: str
-    unit_ms: list[float]
-    credits: int
-    software: str = ""
+    replica: Name
+    model: Name
+    digest: Name
+    unit_ms: UnitMs
+    credits: Count
+    software: Name = ""
 
 
-class Credit(_Header):
+class Credit(Header):
     """Replica to gateway: ``credits`` more requests may be sent; and what the replica has seen since."""
 
-    credits: int
-    busy_fraction: float = 0.0
-    slowdown: float = 1.0
+    credits: Count
+    busy_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    slowdown: Ratio = 1.0
 
 
-class Goodbye(_Header):
+class Goodbye(Header):
     """No more work to or from this peer after what is in flight."""
 
-    reason: str = ""
+    reason: Text = ""
 
 
-class ModelLoad(_Header):
+class Cancel(Header):
+    """The sender no longer wants the answer to the request id in frame 0; it gets no reply."""
+
+    reason: Text = ""
+
+
+class ModelLoad(Header):
     """``queue_ms`` is queued work in milliseconds of one idle replica; ``wait_ms`` what a request
     arriving now would wait; ``slowdown`` measured over profiled compute time."""
 
-    name: str
-    ready: int
-    starting: int
-    target: int
-    queue_ms: float
-    wait_ms: float
-    slowdown: float
-    queued: int = 0
-    in_flight: int = 0
-    batch_requests: float = 1.0
-    admitted_per_s: float = 0.0
-    refused_per_s: float = 0.0
+    name: Name
+    ready: Count
+    starting: Count
+    target: Count
+    queue_ms: Millis
+    wait_ms: Millis
+    slowdown: Ratio
+    queued: Count = 0
+    in_flight: Count = 0
+    batch_requests: Ratio = 1.0
+    admitted_per_s: Ratio = 0.0
+    refused_per_s: Ratio = 0.0
 
 
-class LoadReport(_Header):
+class LoadReport(Header):
     """One frame on the load feed; ``sequence`` rises by one per report of this gateway."""
 
-    gateway: str
-    sequence: int
-    models: list[ModelLoad]
+    gateway: Name
+    sequence: Annotated[int, Meta(ge=0, le=2**53)]
+    models: Annotated[list[ModelLoad], Meta(max_length=256)]
+
+
+class LocalInfer(Header):
+    """Application to agent, over the device's own socket.
+
+    ``tree`` is the structure of the call's arguments as plain values (None, bool, int, finite float, str,
+    list, dict with str keys; at most 32 deep): whatever form the client and the agent agree on, with each
+    tensor standing as its index into ``tensors``.
+    """
+
+    model: Name
+    tensors: TensorHeaders
+    tree: Any
+    deadline_ms: Millis | None = None
+
+
+class LocalResult(Header):
+    """Agent to application.  ``tree`` is the structure of the outputs, as in :class:`LocalInfer`.
+
+    ``breakdown`` is in milliseconds and sums to ``latency_ms``; ``codec`` is a codec's label or "".
+    """
+
+    tensors: TensorHeaders
+    tree: Any
+    where: Name
+    cut: Index
+    cut_name: Text
+    codec: Name
+    uplink_bytes: Bytes
+    latency_ms: Millis
+    breakdown: Annotated[dict[Name, Millis], Meta(max_length=64)]
+    decision: Any = None
