@@ -80,14 +80,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Base: immutable, keyword-only, unknown fields ignored."""
 
 
-class ModelOffer(Header):
+class ModelOffer(Header, frozen=True, kw_only=True):
     """A network that the device holds: its name and the digest over graph and weights."""
 
     name: Name
     digest: Name
 
 
-class Hello(Header):
+class Hello(Header, frozen=True, kw_only=True):
     """Device to gateway, first message of a session."""
 
     agent: Name
@@ -95,7 +95,7 @@ class Hello(Header):
     models: Annotated[list[ModelOffer], Meta(max_length=256)]
 
 
-class Limits(Header):
+class Limits(Header, frozen=True, kw_only=True):
     """What the gateway accepts from one device."""
 
     max_in_flight: Count = 32
@@ -106,7 +106,7 @@ class Limits(Header):
     heartbeat_timeout_ms: Millis = 300.0
 
 
-class ModelCard(Header):
+class ModelCard(Header, frozen=True, kw_only=True):
     """What the device needs to know of one served network.
 
     ``unit_ms`` holds the measured time of every unit on an idle replica at batch 1, ``[]`` while no
@@ -121,7 +121,7 @@ class ModelCard(Header):
     error: Text = ""
 
 
-class Card(Header):
+class Card(Header, frozen=True, kw_only=True):
     """Gateway to device: the answer to HELLO, and again whenever a card changes."""
 
     gateway: Name
@@ -131,13 +131,13 @@ class Card(Header):
     load_endpoint: Text = ""
 
 
-class Announce(Header):
+class Announce(Header, frozen=True, kw_only=True):
     """Sent just before an INFER: the gateway's arrival span of the two gives the uplink bandwidth."""
 
     payload_bytes: Bytes
 
 
-class TensorHeader(Header):
+class TensorHeader(Header, frozen=True, kw_only=True):
     """One tensor that follows as one frame of ``payload_bytes``.
 
     ``dtype`` is a :class:`shared.tensor.DType`, ``codec`` a :class:`shared.codec.Codec`, ``order`` as
@@ -155,7 +155,7 @@ class TensorHeader(Header):
 TensorHeaders = Annotated[list[TensorHeader], Meta(max_length=255)]
 
 
-class Infer(Header):
+class Infer(Header, frozen=True, kw_only=True):
     """Device to gateway to replica.  Model, cut, budget and request id are in frame 0.
 
     ``tail_units`` is empty for a topological cut; otherwise a little-endian bit mask of the units that
@@ -168,7 +168,7 @@ class Infer(Header):
     tail_units: Annotated[bytes, Meta(max_length=8192)] = b""
 
 
-class TailTimings(Header):
+class TailTimings(Header, frozen=True, kw_only=True):
     """Measured in the replica; ``wait_ms`` is the time between arrival and start of the work there."""
 
     wait_ms: Millis = 0.0
@@ -178,7 +178,7 @@ class TailTimings(Header):
     batch_requests: Count = 1
 
 
-class Result(Header):
+class Result(Header, frozen=True, kw_only=True):
     """Replica to gateway to device.  The gateway fills ``span_ms`` (arrival of INFER minus arrival of its
     ANNOUNCE), ``queue_ms`` (waiting for a credit) and ``gateway_ms`` (INFER in to RESULT out)."""
 
@@ -191,7 +191,7 @@ class Result(Header):
     gateway_ms: Millis = 0.0
 
 
-class ErrorReply(Header):
+class ErrorReply(Header, frozen=True, kw_only=True):
     """``code`` is that of :mod:`shared.errors`."""
 
     code: Index
@@ -199,20 +199,20 @@ class ErrorReply(Header):
     retry_after_ms: Millis = 0.0
 
 
-class Ping(Header):
+class Ping(Header, frozen=True, kw_only=True):
     """``probe_bytes`` is the size of the padding frame that follows; 0 for a plain heartbeat."""
 
     probe_bytes: Bytes = 0
 
 
-class Pong(Header):
+class Pong(Header, frozen=True, kw_only=True):
     """``span_ms`` and ``span_bytes`` as in RESULT, for a PING that was announced; else 0."""
 
     span_ms: Millis = 0.0
     span_bytes: Bytes = 0
 
 
-class ReplicaHello(Header):
+class ReplicaHello(Header, frozen=True, kw_only=True):
     """Replica to gateway: what it serves, its measured unit times, and its first credits."""
 
     replica: Name
@@ -223,7 +223,7 @@ class ReplicaHello(Header):
     software: Name = ""
 
 
-class Credit(Header):
+class Credit(Header, frozen=True, kw_only=True):
     """Replica to gateway: ``credits`` more requests may be sent; and what the replica has seen since."""
 
     credits: Count
@@ -231,19 +231,19 @@ class Credit(Header):
     slowdown: Ratio = 1.0
 
 
-class Goodbye(Header):
+class Goodbye(Header, frozen=True, kw_only=True):
     """No more work to or from this peer after what is in flight."""
 
     reason: Text = ""
 
 
-class Cancel(Header):
+class Cancel(Header, frozen=True, kw_only=True):
     """The sender no longer wants the answer to the request id in frame 0; it gets no reply."""
 
     reason: Text = ""
 
 
-class ModelLoad(Header):
+class ModelLoad(Header, frozen=True, kw_only=True):
     """``queue_ms`` is queued work in milliseconds of one idle replica; ``wait_ms`` what a request
     arriving now would wait; ``slowdown`` measured over profiled compute time."""
 
@@ -261,7 +261,7 @@ class ModelLoad(Header):
     refused_per_s: Ratio = 0.0
 
 
-class LoadReport(Header):
+class LoadReport(Header, frozen=True, kw_only=True):
     """One frame on the load feed; ``sequence`` rises by one per report of this gateway."""
 
     gateway: Name
@@ -269,7 +269,7 @@ class LoadReport(Header):
     models: Annotated[list[ModelLoad], Meta(max_length=256)]
 
 
-class LocalInfer(Header):
+class LocalInfer(Header, frozen=True, kw_only=True):
     """Application to agent, over the device's own socket.
 
     ``tree`` is the structure of the call's arguments as plain values (None, bool, int, finite float, str,
@@ -283,7 +283,7 @@ class LocalInfer(Header):
     deadline_ms: Millis | None = None
 
 
-class LocalResult(Header):
+class LocalResult(Header, frozen=True, kw_only=True):
     """Agent to application.  ``tree`` is the structure of the outputs, as in :class:`LocalInfer`.
 
     ``breakdown`` is in milliseconds and sums to ``latency_ms``; ``codec`` is a codec's label or "".
