@@ -1,0 +1,142 @@
+"""Seeded weights that are the same bit for bit on every machine.
+
+torch's normal distribution goes through vectorised logarithms and cosines, whose last bits differ
+between instruction sets; a Jetson and an x86 server would then hold different networks under one seed.
+Its uniform float32 is a 24-bit integer times 2**-24, exact everywhere, and so are the few IEEE
+operations applied to it here.
+
+Random weights must also make a network that *behaves*: activations of order one at every depth, and
+logits that depend on the input, or lossy codecs and accuracy gates have nothing to work on.  Plain He
+initialisation loses the second in deep ReLU networks, since the positive mean of the activations
+drowns what differs between inputs.  Weights that sum to zero over their inputs remove that mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from shared.zoo.image_input import Normalise
+
+__all__ = ["LocallyConnected2d", "make", "scale_norms"]
+
+# A centred weight sees only the variance of its inputs: for the ReLU of a unit Gaussian that is
+# 1/2 - 1/(2 pi), which this gain makes up for (He et al., ICCV 2015, have 2 for the second moment).
+RELU_GAIN = 1.0 / (0.5 - 0.5 / math.pi)
+
+_CHUNK = 1 << 22
+_SMALL = 0.02
+
+
+class LocallyConnected2d(nn.Module):
+    """A convolution whose weights are not shared: every output location has its own filters.
+
+    Input batch x ``channels`` x ``size`` x ``size``, output batch x ``filters`` x ``out`` x ``out`` with
+    ``out = (size - kernel) // stride + 1``, no padding.  One matrix product per location
+    (Taigman et al., CVPR 2014, section 3.2).
+    """
+
+    def __init__(self, channels: int, filters: int, size: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+        self.out = (size - kernel) // stride + 1
+        self.weight = nn.Parameter(torch.empty(self.out**2, filters, channels * kernel**2))
+        self.bias = nn.Parameter(torch.empty(filters, self.out, self.out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = nn.functional.unfold(x, self.kernel, stride=self.stride)
+        products = torch.bmm(self.weight, patches.permute(2, 1, 0))
+        return products.permute(2, 1, 0).reshape(x.shape[0], -1, self.out, self.out) + self.bias
+
+
+def make(
+    build: Callable[[], nn.Module], seed: int, *, gain: float = RELU_GAIN, centred: bool = True
+) -> nn.Module:
+    """Build a module without drawing torch's own initial weights, fill it, and put it in eval mode.
+
+    ``gain`` is the variance of a layer's output per mean variance of its inputs that the following
+    activation needs; ``centred`` makes the weights of every layer with more than three inputs per
+    location sum to zero.  Layer biases and raw parameters are small and not zero, batch norms have
+    statistics near zero and one, so that no rewriting of them is trivially right.
+    """
+    with torch.device("meta"):
+        module = build()
+    module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            _fill(part, generator, gain, centred)
+    module.requires_grad_(False)
+    return module.eval()
+
+
+def scale_norms(norms: Iterable[nn.Module], factor: float) -> None:
+    """Damp the last norm of residual branches: their sum would else double in variance per block."""
+    with torch.no_grad():
+        for norm in norms:
+            assert isinstance(norm, nn.BatchNorm2d)
+            norm.weight.mul_(factor)
+            norm.bias.mul_(factor)
+
+
+def _fill(part: nn.Module, generator: torch.Generator, gain: float, centred: bool) -> None:
+    if isinstance(part, Normalise):
+        part.reset()
+    elif isinstance(part, nn.BatchNorm2d):
+        for tensor, centre, spread in (
+            (part.weight, 1.0, 0.2),
+            (part.bias, 0.0, 0.1),
+            (part.running_mean, 0.0, 0.1),
+            (part.running_var, 1.0, 0.2),
+        ):
+            assert tensor is not None
+            _draw(tensor, generator, spread).add_(centre)
+        assert part.num_batches_tracked is not None
+        part.num_batches_tracked.zero_()
+    elif isinstance(part, nn.LayerNorm):
+        _draw(part.weight, generator, 0.1).add_(1.0)
+        _draw(part.bias, generator, _SMALL)
+    elif isinstance(part, nn.ConvTranspose2d):
+        overlap = math.prod(part.kernel_size) / math.prod(part.stride)
+        _draw(part.weight, generator, _bound(gain, part.in_channels * overlap))
+        _fill_bias(part.bias, generator)
+    elif isinstance(part, (nn.Conv2d, nn.Linear, LocallyConnected2d)):
+        rows = part.weight.flatten(0, 1) if isinstance(part, LocallyConnected2d) else part.weight
+        fan_in = rows[0].numel()
+        zero_sum = centred and rows.shape[1] > 3
+        _draw(rows, generator, _bound(gain, fan_in), zero_sum=zero_sum)
+        _fill_bias(part.bias, generator)
+    else:
+        for raw in part.parameters(recurse=False):
+            _draw(raw, generator, _SMALL * math.sqrt(3))
+
+
+def _bound(gain: float, fan_in: float) -> float:
+    """Half-width of the uniform distribution whose variance is ``gain / fan_in``."""
+    return math.sqrt(3 * gain / fan_in)
+
+
+def _fill_bias(bias: torch.Tensor | None, generator: torch.Generator) -> None:
+    if bias is not None:
+        _draw(bias, generator, 0.05)
+
+
+def _draw(
+    tensor: torch.Tensor, generator: torch.Generator, bound: float, *, zero_sum: bool = False
+) -> torch.Tensor:
+    """Fill in place, uniform in [-bound, bound), by rows of dimension 0 in chunks to keep memory low."""
+    rows = tensor.view(tensor.shape[0], -1)
+    step = max(1, _CHUNK // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        chunk = rows[start : start + step]
+        uniform = torch.rand(chunk.shape, generator=generator).sub_(0.5)
+        if zero_sum:
+            # Multiples of 2**-24 add up exactly in float64, in whatever order a machine adds them.
+            mean = uniform.sum(1, keepdim=True, dtype=torch.float64) / uniform.shape[1]
+            uniform.sub_(mean.to(torch.float32))
+        chunk.copy_(uniform.mul_(2 * bound))
+    return tensor
