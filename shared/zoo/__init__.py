@@ -45,9 +45,17 @@ _BUILDERS = {
     "vgg19": "paper_vision:vgg19",
     "deepface": "paper_vision:deepface",
     "mnist": "paper_vision:mnist",
+    "kaldi": "paper_speech_text:kaldi",
+    "senna-pos": "paper_speech_text:senna_pos",
+    "senna-chk": "paper_speech_text:senna_chk",
+    "senna-ner": "paper_speech_text:senna_ner",
     "resnet50": "residual:resnet50",
     "mobilenetv2": "mobile:mobilenetv2",
     "efficientnet-lite0": "mobile:efficientnet_lite0",
+    "googlenet": "inception:googlenet",
+    "vit-tiny": "attention:vit_tiny",
+    "bert-encoder": "attention:bert_encoder",
+    "unet": "segmentation:unet",
 }
 
 
