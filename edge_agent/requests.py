@@ -1,0 +1,487 @@
+"""The life of every request on the device, as a pure state machine.
+
+Events go in with the time in milliseconds of one steady clock, actions come out; the shell
+(:mod:`edge_agent.agent`) performs them and reports back.  Each submitted request ends in exactly one
+:class:`Complete` or :class:`Fail` (or silently by :meth:`RequestTable.cancelled`), at its deadline at the
+latest::
+
+    submit ──▶ PREFIX ──▶ SENT ──▶ DECODING ──▶ Complete(CLOUD)
+                 │          │ ▲        │ answer does not decode
+                 │          │ └──┐     ▼
+                 │          ├──▶ RACING   guard: last moment at which the device still makes it
+                 │          ▼      │      first answer wins, cloud gone: LOCAL
+                 ├───────▶ LOCAL ◀─┘
+                 │          ▼
+                 └──────▶ Complete(DEVICE)            any state ──deadline──▶ Fail(DeadlineError)
+
+What a request still occupies at the cloud is counted apart from its life here: a request that ended on
+the device is outstanding there until the late answer, the loss of the link or the end of its budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from shared.errors import DeadlineError, OverloadedError, RefusedError, SutureError
+
+__all__ = [
+    "Action",
+    "Complete",
+    "Counters",
+    "Decode",
+    "Fail",
+    "Fallback",
+    "FinishLocally",
+    "Guard",
+    "Phase",
+    "RequestTable",
+    "RunPrefix",
+    "Send",
+    "Source",
+    "StopLocal",
+]
+
+
+class Phase(Enum):
+    PREFIX = "prefix"
+    SENT = "sent"
+    RACING = "racing"
+    LOCAL = "local"
+    DECODING = "decoding"
+
+
+class Source(StrEnum):
+    """Whose answer completed a request."""
+
+    CLOUD = "cloud"
+    DEVICE = "device"
+
+
+class Fallback(StrEnum):
+    """Why the device finished a request that was planned for the cloud."""
+
+    UNREACHABLE = "unreachable"
+    LATE = "late"
+    REFUSED = "refused"
+    CLOUD_ERROR = "cloud-error"
+    LINK_FULL = "link-full"
+    UNDECODABLE = "undecodable"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPrefix:
+    """Run the units below the cut and encode what crosses it; answer with ``prefix_done``."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Hand the payload to the link with this budget; report ``send_failed`` if it takes no more."""
+
+    request_id: int
+    budget_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishLocally:
+    """Run the units above the cut on the device; answer with ``local_done`` or ``local_failed``."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopLocal:
+    """The local completion is no longer wanted."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode the answer that has just arrived; report ``decode_done`` or ``decode_failed``."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The end: an answer from ``source``.  ``fallback`` says why it is not the planned one."""
+
+    request_id: int
+    source: Source
+    fallback: Fallback | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The end: no answer.  Work of this request that still runs is no longer wanted."""
+
+    request_id: int
+    error: SutureError
+
+
+Action = RunPrefix | Send | FinishLocally | StopLocal | Decode | Complete | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When the device stops to wait for the cloud.
+
+    The local completion starts when ``predicted * margin + slack_ms`` is left to the deadline.  A request
+    is overdue at ``overdue_factor`` times its predicted answer time plus ``overdue_ms``; overdue requests
+    reserve the device one after the other, so that all of them make it, not only the first.
+    """
+
+    margin: float = 1.15
+    slack_ms: float = 5.0
+    overdue_factor: float = 2.0
+    overdue_ms: float = 50.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start.  ``local_completions`` are those begun for requests planned for the cloud."""
+
+    submitted: int = 0
+    overloaded: int = 0
+    completed_by_cloud: int = 0
+    completed_by_device: int = 0
+    local_completions: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    late_answers: int = 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    request_id: int
+    deadline_ms: float
+    on_device: bool
+    rest_ms: float
+    answer_ms: float
+    held_bytes: int
+    phase: Phase = Phase.PREFIX
+    sent_ms: float = 0.0
+    guarded: bool = True
+    fallback: Fallback | None = None
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    payload_bytes: int
+    expires_ms: float
+
+
+@dataclass(slots=True)
+class RequestTable:
+    """All requests of one agent.  Not thread-safe; times are absolute milliseconds of one steady clock.
+
+    Events for a request that has ended are ignored: late answers and duplicates change nothing.
+    """
+
+    max_in_flight: int
+    max_in_flight_bytes: int
+    guard: Guard = field(default_factory=Guard)
+    counters: Counters = field(default_factory=Counters)
+    _entries: dict[int, _Entry] = field(default_factory=dict)
+    _held_bytes: int = 0
+    _outstanding: dict[int, _Outstanding] = field(default_factory=dict)
+    _outstanding_bytes: int = 0
+    _online: bool = False
+    _cloud_in_flight: int = 0
+    _cloud_in_flight_bytes: int = 0
+    _draining: bool = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of inputs and cut tensors that live requests keep on the device."""
+        return self._held_bytes
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that, as far as the device knows, occupy the gateway."""
+        return len(self._outstanding)
+
+    @property
+    def outstanding_bytes(self) -> int:
+        return self._outstanding_bytes
+
+    def phase(self, request_id: int) -> Phase | None:
+        """None when there is no such request, or no longer."""
+        entry = self._entries.get(request_id)
+        return entry.phase if entry else None
+
+    # events from the application
+
+    def submit(
+        self,
+        request_id: int,
+        *,
+        now_ms: float,
+        deadline_ms: float,
+        on_device: bool,
+        rest_ms: float,
+        answer_ms: float,
+        held_bytes: int,
+    ) -> list[Action]:
+        """Admit a request, or raise OverloadedError at once.
+
+        ``on_device`` when the plan ships nothing; ``rest_ms`` predicts the device's time above the cut,
+        ``answer_ms`` the time from sending to the answer; ``held_bytes`` is the size of the inputs.
+        """
+        if self._draining:
+            raise RefusedError("the agent is stopping; send the request again when it is back")
+        if len(self._entries) >= self.max_in_flight:
+            self.counters.overloaded += 1
+            raise OverloadedError(
+                f"{len(self._entries)} requests are in flight, which is all that max_in_flight allows; "
+                "await some of them first, or raise max_in_flight in the agent's configuration"
+            )
+        if self._entries and self._held_bytes + held_bytes > self.max_in_flight_bytes:
+            self.counters.overloaded += 1
+            raise OverloadedError(
+                f"requests in flight hold {self._held_bytes:,} bytes and this one adds {held_bytes:,}, over "
+                f"the {self.max_in_flight_bytes:,} of max_in_flight_bytes; await some of them first"
+            )
+        if now_ms >= deadline_ms:
+            raise DeadlineError("the deadline had passed before the request began; give a later one")
+        self.counters.submitted += 1
+        self._entries[request_id] = _Entry(request_id, deadline_ms, on_device, rest_ms, answer_ms, held_bytes)
+        self._held_bytes += held_bytes
+        return [RunPrefix(request_id)]
+
+    def cancelled(self, request_id: int) -> bool:
+        """The application no longer wants it; True if it was alive.  All its work is to be stopped."""
+        if request_id not in self._entries:
+            return False
+        self._end(request_id)
+        self.counters.cancelled += 1
+        return True
+
+    def drain(self) -> None:
+        """Admit nothing more."""
+        self._draining = True
+
+    # events from the worker
+
+    def prefix_done(self, request_id: int, *, now_ms: float, payload_bytes: int) -> list[Action]:
+        """``payload_bytes`` is what would be sent; 0 when the device ran the whole network."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase is not Phase.PREFIX:
+            return []
+        if entry.on_device:
+            return self._complete(entry, Source.DEVICE)
+        if now_ms >= entry.deadline_ms:
+            return self._fail(entry, _missed(entry))
+        self._held_bytes += payload_bytes
+        entry.held_bytes += payload_bytes
+        self._expire_outstanding(now_ms)
+        if not self._online:
+            return self._finish_locally(entry, Fallback.UNREACHABLE)
+        if (
+            len(self._outstanding) >= self._cloud_in_flight
+            or self._outstanding_bytes + payload_bytes > self._cloud_in_flight_bytes
+        ):
+            return self._finish_locally(entry, Fallback.LINK_FULL)
+        entry.phase = Phase.SENT
+        entry.sent_ms = now_ms
+        self._outstanding[request_id] = _Outstanding(payload_bytes, entry.deadline_ms)
+        self._outstanding_bytes += payload_bytes
+        return [Send(request_id, max(entry.deadline_ms - now_ms, 0.0))]
+
+    def prefix_failed(self, request_id: int, error: SutureError) -> list[Action]:
+        entry = self._entries.get(request_id)
+        return self._fail(entry, error) if entry else []
+
+    def local_done(self, request_id: int) -> list[Action]:
+        """In a race the device's whole answer beats an answer that is still being decoded."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase not in (Phase.LOCAL, Phase.RACING, Phase.DECODING):
+            return []
+        return self._complete(entry, Source.DEVICE)
+
+    def local_failed(self, request_id: int, error: SutureError) -> list[Action]:
+        """Without a cloud answer to hope for, the request ends with ``error``."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase not in (Phase.LOCAL, Phase.RACING):
+            return []
+        if entry.phase is Phase.RACING:
+            entry.phase = Phase.SENT
+            entry.guarded = False
+            return []
+        return self._fail(entry, error)
+
+    def decode_done(self, request_id: int) -> list[Action]:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase is not Phase.DECODING:
+            return []
+        entry.fallback = None
+        return self._complete(entry, Source.CLOUD)
+
+    def decode_failed(self, request_id: int) -> list[Action]:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase is not Phase.DECODING:
+            return []
+        return self._finish_locally(entry, Fallback.UNDECODABLE)
+
+    # events from the link
+
+    def connected(self, *, max_in_flight: int, max_in_flight_bytes: int) -> None:
+        """The gateway takes work, within its limits for one device."""
+        self._online = True
+        self._cloud_in_flight = max_in_flight
+        self._cloud_in_flight_bytes = max_in_flight_bytes
+
+    def disconnected(self) -> list[Action]:
+        """No answer will come any more for anything that was sent."""
+        self._online = False
+        self._outstanding.clear()
+        self._outstanding_bytes = 0
+        actions: list[Action] = []
+        for entry in list(self._entries.values()):
+            if entry.phase is Phase.SENT:
+                actions += self._finish_locally(entry, Fallback.UNREACHABLE)
+            elif entry.phase is Phase.RACING:
+                entry.phase = Phase.LOCAL
+        return actions
+
+    def send_failed(self, request_id: int) -> list[Action]:
+        """The link took nothing: the payload never left."""
+        self._settle(request_id)
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase is not Phase.SENT:
+            return []
+        return self._finish_locally(entry, Fallback.LINK_FULL)
+
+    def answered(self, request_id: int) -> list[Action]:
+        """A result has arrived.  Its decoding takes the worker from a local completion that races."""
+        self._settle(request_id)
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase not in (Phase.SENT, Phase.RACING):
+            self.counters.late_answers += 1
+            return []
+        racing = entry.phase is Phase.RACING
+        entry.phase = Phase.DECODING
+        decode = Decode(request_id)
+        return [StopLocal(request_id), decode] if racing else [decode]
+
+    def refused(self, request_id: int, error: SutureError) -> list[Action]:
+        """The gateway or the replica answered with an error."""
+        self._settle(request_id)
+        entry = self._entries.get(request_id)
+        if entry is None or entry.phase not in (Phase.SENT, Phase.RACING):
+            self.counters.late_answers += 1
+            return []
+        if entry.phase is Phase.RACING:
+            entry.phase = Phase.LOCAL
+            return []
+        reason = Fallback.REFUSED if isinstance(error, RefusedError | DeadlineError) else Fallback.CLOUD_ERROR
+        return self._finish_locally(entry, reason)
+
+    # time
+
+    def tick(self, now_ms: float, worker_wait_ms: float = 0.0) -> list[Action]:
+        """Deadlines and guards that are due; ``worker_wait_ms`` is the work queued on the device."""
+        self._expire_outstanding(now_ms)
+        actions: list[Action] = []
+        for entry in [entry for entry in self._entries.values() if now_ms >= entry.deadline_ms]:
+            actions += self._fail(entry, _missed(entry))
+        wait_ms = worker_wait_ms
+        for start_ms, entry in self._latest_starts(now_ms, worker_wait_ms):
+            if now_ms < start_ms:
+                continue
+            if now_ms + wait_ms + entry.rest_ms > entry.deadline_ms:
+                entry.guarded = False  # only the cloud can still make it
+                continue
+            wait_ms += entry.rest_ms
+            entry.phase = Phase.RACING
+            entry.fallback = Fallback.LATE
+            self.counters.local_completions += 1
+            actions.append(FinishLocally(entry.request_id))
+        return actions
+
+    def next_tick_ms(self, now_ms: float, worker_wait_ms: float = 0.0) -> float | None:
+        """When :meth:`tick` has something to do if no event comes before; None when never."""
+        moments = [entry.deadline_ms for entry in self._entries.values()]
+        moments += [start_ms for start_ms, _ in self._latest_starts(now_ms, worker_wait_ms)]
+        moments += [
+            overdue_ms for entry in self._guarded() if (overdue_ms := self._overdue_ms(entry)) > now_ms
+        ]
+        return min(moments, default=None)
+
+    def _guarded(self) -> Iterable[_Entry]:
+        return (entry for entry in self._entries.values() if entry.phase is Phase.SENT and entry.guarded)
+
+    def _overdue_ms(self, entry: _Entry) -> float:
+        return entry.sent_ms + entry.answer_ms * self.guard.overdue_factor + self.guard.overdue_ms
+
+    def _latest_starts(self, now_ms: float, worker_wait_ms: float) -> list[tuple[float, _Entry]]:
+        """Per guarded request the last moment to start on the device, in order of deadlines.
+
+        Those that are overdue are laid back to back before their deadlines, the latest deadline first.
+        """
+        starts: list[tuple[float, _Entry]] = []
+        occupied_from = float("inf")
+        for entry in reversed(sorted(self._guarded(), key=lambda entry: entry.deadline_ms)):
+            end_ms = entry.deadline_ms - self.guard.slack_ms
+            overdue = self._overdue_ms(entry) <= now_ms
+            if overdue:
+                end_ms = min(end_ms, occupied_from)
+            start_ms = end_ms - entry.rest_ms * self.guard.margin
+            if overdue:
+                occupied_from = start_ms
+            starts.append((start_ms - worker_wait_ms, entry))
+        starts.reverse()
+        return starts
+
+    # transitions
+
+    def _finish_locally(self, entry: _Entry, reason: Fallback) -> list[Action]:
+        entry.phase = Phase.LOCAL
+        entry.fallback = reason
+        self.counters.local_completions += 1
+        return [FinishLocally(entry.request_id)]
+
+    def _complete(self, entry: _Entry, source: Source) -> list[Action]:
+        if source is Source.CLOUD:
+            self.counters.completed_by_cloud += 1
+        else:
+            self.counters.completed_by_device += 1
+        self._end(entry.request_id)
+        return [Complete(entry.request_id, source, entry.fallback)]
+
+    def _fail(self, entry: _Entry, error: SutureError) -> list[Action]:
+        self.counters.failed += 1
+        self._end(entry.request_id)
+        return [Fail(entry.request_id, error)]
+
+    def _end(self, request_id: int) -> None:
+        self._held_bytes -= self._entries.pop(request_id).held_bytes
+
+    def _settle(self, request_id: int) -> None:
+        settled = self._outstanding.pop(request_id, None)
+        if settled is not None:
+            self._outstanding_bytes -= settled.payload_bytes
+
+    def _expire_outstanding(self, now_ms: float) -> None:
+        for request_id in [key for key, sent in self._outstanding.items() if sent.expires_ms <= now_ms]:
+            self._settle(request_id)
+
+
+_WHILE = {
+    Phase.PREFIX: "the device was still computing its part; allow more time",
+    Phase.SENT: "the cloud had not answered and the device alone could not have made it; allow more time",
+    Phase.RACING: "neither the cloud nor the device had finished; allow more time",
+    Phase.LOCAL: "the cloud was of no help and the device had not finished; allow more time",
+    Phase.DECODING: "the answer was being decoded; allow a little more time",
+}
+
+
+def _missed(entry: _Entry) -> DeadlineError:
+    return DeadlineError(f"the deadline passed: {_WHILE[entry.phase]} (deadline_ms)")

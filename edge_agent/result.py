@@ -1,0 +1,56 @@
+"""What an application gets back from ``infer``: the outputs, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Result", "Where", "breakdown"]
+
+
+class Where(StrEnum):
+    """Who computed the answer."""
+
+    DEVICE = "device"
+    SPLIT = "split"
+    CLOUD = "cloud"
+    DEVICE_FALLBACK = "device-fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An answer.  ``outputs`` is numpy arrays in the tree that the network returns.
+
+    ``cut_index`` units ran on the device, or all of them after a fallback; ``cut`` is the readable name
+    of the place, ``codec`` the label of the encoding, ``uplink_bytes`` what was handed to the link.
+    ``breakdown`` maps stages to milliseconds in the order in which they happened and sums to
+    ``latency_ms``, both on the clock of the caller; stages that the cloud reports are durations on its
+    clock, and ``network`` is what is left of the time between sending and answer.  ``decision`` holds the
+    planner's inputs, its prediction and the runner-up; ``fallback`` says why the device finished a
+    request that was planned for the cloud, else None.
+    """
+
+    outputs: Any
+    where: Where
+    cut_index: int
+    cut: str
+    codec: str
+    uplink_bytes: int
+    latency_ms: float
+    breakdown: Mapping[str, float]
+    decision: Mapping[str, Any] = field(repr=False)
+    fallback: str | None = None
+
+    def seen_after(self, latency_ms: float, stage: str) -> Result:
+        """The same answer as seen by a caller for whom it took longer; the difference goes to ``stage``."""
+        extra_ms = latency_ms - self.latency_ms
+        return replace(self, latency_ms=latency_ms, breakdown={**self.breakdown, stage: extra_ms})
+
+
+def breakdown(latency_ms: float, stages: Mapping[str, float]) -> dict[str, float]:
+    """Stages that took any time, in their order, and ``overhead`` so that all sum to ``latency_ms``."""
+    kept = {name: ms for name, ms in stages.items() if ms != 0.0}
+    kept["overhead"] = latency_ms - sum(kept.values())
+    return kept

@@ -1,0 +1,327 @@
+"""The device's compute: one thread that runs prefixes, encodes, finishes and decodes, in turn.
+
+All torch work of an agent passes through :meth:`Runner._timed`, so that the measured times, the
+profile's included, are what the planner predicts from.  Work that nobody wants any more stops between
+two chunks of units.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from shared.codec import Codec, decode, encode
+from shared.errors import CodecError, StartupError
+from shared.graph import CapturedModel, Cut, Graph, Program, load
+from shared.wire import Buffer
+from shared.wire.messages import TensorHeader
+
+__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work", "to_numpy"]
+
+T = TypeVar("T")
+
+_UNITS_PER_CHUNK = 8
+"""Unwanted work stops between two chunks: few units to free the worker soon, enough to cost nothing."""
+
+_DECODE_INLINE_BYTES = 65_536
+"""Answers up to this size decode faster than a hop to the worker takes, however busy it is."""
+
+
+class Stopped(Exception):
+    """The work was withdrawn before it was done.  Never leaves the agent."""
+
+
+class Work:
+    """The claim of one request on the worker; :meth:`stop` may be called at any time, from any thread."""
+
+    __slots__ = ("stopped",)
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The device's part of a request, kept until its answer is there.
+
+    ``live`` are the tensors that cross the cut, ``outputs`` those results of the network that the device
+    has computed, by slot.  ``headers`` and ``payloads`` encode ``live``; both are empty after the last cut.
+    """
+
+    batch: int
+    live: Sequence[torch.Tensor]
+    outputs: Mapping[int, torch.Tensor]
+    headers: Sequence[TensorHeader]
+    payloads: Sequence[Buffer]
+    wait_ms: float
+    compute_ms: float
+    encode_ms: float
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(header.payload_bytes for header in self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Results of the network by slot, and how long they waited for the worker and took there."""
+
+    outputs: Mapping[int, torch.Tensor]
+    wait_ms: float
+    compute_ms: float
+
+
+@dataclass(slots=True)
+class _Job:
+    expected_ms: float
+    submitted_s: float
+    started_s: float | None = None
+
+
+class Runner:
+    """Owns one program per network and the only thread that runs them.
+
+    Raises StartupError when torch cannot use ``device``, a torch device name.  ``threads`` is the number
+    of torch threads inside one operator, None for torch's own choice.
+    """
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        check_device(device)
+        self.device = device
+        self.threads = threads
+        self._programs: dict[str, Program] = {}
+        self._jobs: dict[int, _Job] = {}
+        self._pool = ThreadPoolExecutor(1, "suture-torch", initializer=self._set_up_thread)
+
+    def _set_up_thread(self) -> None:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    @property
+    def profile_device(self) -> str:
+        """Names this device in the cache of profiles."""
+        return self.device
+
+    def profile_clock(self) -> float:
+        """Seconds, as the profile measures them."""
+        return time.perf_counter()
+
+    def _timed(self, section: str, body: Callable[[], T]) -> tuple[T, float]:
+        """Run one section of compute in the worker thread; its result and its milliseconds."""
+        start = time.perf_counter()
+        value = body()
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+        return value, (time.perf_counter() - start) * 1000.0
+
+    def program(self, name: str) -> Program:
+        return self._programs[name]
+
+    def queued_ms(self) -> float:
+        """Expected time until a job submitted now would start."""
+        now = time.perf_counter()
+        total = 0.0
+        for job in list(self._jobs.values()):
+            elapsed_ms = 0.0 if job.started_s is None else (now - job.started_s) * 1000.0
+            total += max(job.expected_ms - elapsed_ms, 0.0)
+        return total
+
+    async def load(self, name: str, captured: CapturedModel) -> Graph:
+        """Make the network ready to run under ``name``."""
+        program = await self.call(lambda: load(captured, device=self.device))
+        self._programs[name] = program
+        return program.graph
+
+    async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
+        """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""
+        value, _ = await self._on_worker(body, Work(), expected_ms)
+        return value
+
+    async def prefix(
+        self,
+        name: str,
+        leaves: Sequence[object],
+        cut: Cut,
+        codecs: Sequence[Codec],
+        work: Work,
+        *,
+        expected_ms: float = 0.0,
+    ) -> Prefix:
+        """Run the units below ``cut`` on arrays or tensors and encode what crosses it, in one hop.
+
+        ``codecs`` has one codec for each tensor of ``cut.live``.
+
+        Raises Stopped when ``work`` was stopped, RuntimeError when torch cannot compute it.
+        """
+        program = self._programs[name]
+
+        def body() -> Prefix:
+            tensors = [to_tensor(leaf, self.device) for leaf in leaves]
+            state, compute_ms = self._timed("start", lambda: program.start(tensors))
+            compute_ms += self._run(program, state, cut.edge_units, work)
+            live = program.live(state, cut)
+            encoded, encode_ms = self._timed("encode", lambda: _encode(live, cut, codecs))
+            return Prefix(
+                batch=state.batch,
+                live=live,
+                outputs=dict(program.outputs(state)),
+                headers=[header for header, _ in encoded],
+                payloads=[payload for _, payload in encoded],
+                wait_ms=0.0,
+                compute_ms=compute_ms,
+                encode_ms=encode_ms,
+            )
+
+        prefix, wait_ms = await self._on_worker(body, work, expected_ms)
+        return replace(prefix, wait_ms=wait_ms)
+
+    async def finish(
+        self, name: str, cut: Cut, prefix: Prefix, work: Work, *, expected_ms: float = 0.0
+    ) -> Answer:
+        """Run the units above ``cut`` on the device, from the tensors that ``prefix`` kept.
+
+        Can be repeated.  Raises Stopped when ``work`` was stopped, RuntimeError when torch cannot.
+        """
+        program = self._programs[name]
+
+        def body() -> tuple[dict[int, torch.Tensor], float]:
+            state, compute_ms = self._timed("start", lambda: program.resume(cut, prefix.live, prefix.batch))
+            compute_ms += self._run(program, state, cut.cloud_units, work)
+            return {**prefix.outputs, **program.outputs(state)}, compute_ms
+
+        (outputs, compute_ms), wait_ms = await self._on_worker(body, work, expected_ms)
+        return Answer(outputs, wait_ms, compute_ms)
+
+    async def decode(
+        self,
+        name: str,
+        cut: Cut,
+        prefix: Prefix,
+        headers: Sequence[TensorHeader],
+        payloads: Sequence[Buffer],
+        work: Work,
+    ) -> Answer:
+        """Decode the cloud's answer and add the outputs of the device.
+
+        Raises CodecError when the answer is not what the network's outputs at this cut look like.
+        """
+        graph = self._programs[name].graph
+
+        def body() -> tuple[dict[int, torch.Tensor], float]:
+            decoded, ms = self._timed("decode", lambda: _decode(graph, cut, prefix.batch, headers, payloads))
+            return {**prefix.outputs, **decoded}, ms
+
+        if sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES:
+            outputs, ms = body()
+            return Answer(outputs, 0.0, ms)
+        (outputs, ms), wait_ms = await self._on_worker(body, work, 0.0)
+        return Answer(outputs, wait_ms, ms)
+
+    async def close(self) -> None:
+        """Skip what has not begun and wait for what has."""
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+
+    def _run(self, program: Program, state: object, units: Sequence[int], work: Work) -> float:
+        total_ms = 0.0
+        for first in range(0, len(units), _UNITS_PER_CHUNK):
+            if work.stopped:
+                raise Stopped
+            chunk = units[first : first + _UNITS_PER_CHUNK]
+            _, ms = self._timed("compute", partial(program.run, state, chunk))
+            total_ms += ms
+        return total_ms
+
+    async def _on_worker(self, body: Callable[[], T], work: Work, expected_ms: float) -> tuple[T, float]:
+        """The result of ``body`` and the ms that it waited.  Cancel-safe: queued work is skipped."""
+        job = _Job(expected_ms, time.perf_counter())
+
+        def run() -> tuple[T, float]:
+            if work.stopped:
+                raise Stopped
+            job.started_s = time.perf_counter()
+            return body(), (job.started_s - job.submitted_s) * 1000.0
+
+        self._jobs[id(job)] = job
+        future = self._pool.submit(run)
+        future.add_done_callback(lambda _: self._jobs.pop(id(job), None))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            work.stop()
+            raise
+
+
+def _encode(
+    live: Sequence[torch.Tensor], cut: Cut, codecs: Sequence[Codec]
+) -> list[tuple[TensorHeader, Buffer]]:
+    return [
+        encode(tensor.cpu(), codec, slot) for tensor, slot, codec in zip(live, cut.live, codecs, strict=True)
+    ]
+
+
+def _decode(
+    graph: Graph, cut: Cut, batch: int, headers: Sequence[TensorHeader], payloads: Sequence[Buffer]
+) -> dict[int, torch.Tensor]:
+    slots = graph.output_slots_of(cut)
+    if sorted(header.slot for header in headers) != sorted(slots):
+        raise CodecError(
+            f"the answer holds the slots {[header.slot for header in headers]}, "
+            f"but {graph.name} cut after {cut.name} is answered by {list(slots)}"
+        )
+    specs = dict(zip(slots, graph.specs(slots, batch), strict=True))
+    return {
+        header.slot: decode(header, payload, specs[header.slot])
+        for header, payload in zip(headers, payloads, strict=True)
+    }
+
+
+def to_tensor(leaf: object, device: str) -> torch.Tensor:
+    """An input as a tensor on ``device``, without a copy where numpy and torch can share memory."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().to(device)
+    array = np.asarray(leaf)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array).to(device)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Shares memory where it can; bfloat16, which numpy lacks, becomes float32."""
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.cpu().numpy()
+
+
+def check_device(device: str) -> None:
+    """Raises StartupError when torch cannot compute on ``device``, saying what is missing."""
+    if device == "cpu":
+        return
+    where = f"the configuration names device: {device}, but"
+    instead = "or compute on the CPU: device: cpu in the file, or SUTURE_DEVICE=cpu in the environment"
+    if torch.version.cuda is None:
+        raise StartupError(
+            f"{where} this torch ({torch.__version__}) is built without CUDA; install a build with "
+            f"CUDA for this machine (on a Jetson that of its JetPack), {instead}"
+        )
+    if not torch.cuda.is_available():
+        raise StartupError(
+            f"{where} torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable GPU; check that "
+            f"nvidia-smi or tegrastats sees it and that the driver fits, {instead}"
+        )
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise StartupError(
+            f"{where} torch finds {torch.cuda.device_count()} GPU(s), counted from cuda:0; name one of "
+            f"them, {instead}"
+        )
