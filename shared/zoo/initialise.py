@@ -27,6 +27,9 @@ __all__ = ["LocallyConnected2d", "make", "scale_norms"]
 # 1/2 - 1/(2 pi), which this gain makes up for (He et al., ICCV 2015, have 2 for the second moment).
 RELU_GAIN = 1.0 / (0.5 - 0.5 / math.pi)
 
+# A depthwise filter that summed to zero would see nothing but edges, and photographs are smooth.
+_DEPTHWISE_SHARE = 0.6
+
 _CHUNK = 1 << 22
 _SMALL = 0.02
 
@@ -59,9 +62,9 @@ def make(
     """Build a module without drawing torch's own initial weights, fill it, and put it in eval mode.
 
     ``gain`` is the variance of a layer's output per mean variance of its inputs that the following
-    activation needs; ``centred`` makes the weights of every layer with more than three inputs per
-    location sum to zero.  Layer biases and raw parameters are small and not zero, batch norms have
-    statistics near zero and one, so that no rewriting of them is trivially right.
+    activation needs; ``centred`` makes the weights of every layer behind the first sum to zero over
+    its inputs.  Layer biases and raw parameters are small and not zero, batch norms have statistics near
+    zero and one, so that no rewriting of them is trivially right.
     """
     with torch.device("meta"):
         module = build()
@@ -102,13 +105,14 @@ def _fill(part: nn.Module, generator: torch.Generator, gain: float, centred: boo
         _draw(part.bias, generator, _SMALL)
     elif isinstance(part, nn.ConvTranspose2d):
         overlap = math.prod(part.kernel_size) / math.prod(part.stride)
-        _draw(part.weight, generator, _bound(gain, part.in_channels * overlap))
+        _draw(part.weight, generator, _bound(1.0, part.in_channels * overlap))
         _fill_bias(part.bias, generator)
     elif isinstance(part, (nn.Conv2d, nn.Linear, LocallyConnected2d)):
         rows = part.weight.flatten(0, 1) if isinstance(part, LocallyConnected2d) else part.weight
         fan_in = rows[0].numel()
-        zero_sum = centred and rows.shape[1] > 3
-        _draw(rows, generator, _bound(gain, fan_in), zero_sum=zero_sum)
+        depthwise = isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1
+        share = 0.0 if not centred else _DEPTHWISE_SHARE if depthwise else float(rows.shape[1] > 3)
+        _draw(rows, generator, _bound(gain, fan_in), centre_share=share)
         _fill_bias(part.bias, generator)
     else:
         for raw in part.parameters(recurse=False):
@@ -126,17 +130,20 @@ def _fill_bias(bias: torch.Tensor | None, generator: torch.Generator) -> None:
 
 
 def _draw(
-    tensor: torch.Tensor, generator: torch.Generator, bound: float, *, zero_sum: bool = False
+    tensor: torch.Tensor, generator: torch.Generator, bound: float, *, centre_share: float = 0.0
 ) -> torch.Tensor:
-    """Fill in place, uniform in [-bound, bound), by rows of dimension 0 in chunks to keep memory low."""
+    """Fill in place, uniform in [-bound, bound), then take ``centre_share`` of each row's mean off it.
+
+    A row is what dimension 0 indexes.  Works in chunks of rows to keep memory low.
+    """
     rows = tensor.view(tensor.shape[0], -1)
     step = max(1, _CHUNK // rows.shape[1])
     for start in range(0, rows.shape[0], step):
         chunk = rows[start : start + step]
         uniform = torch.rand(chunk.shape, generator=generator).sub_(0.5)
-        if zero_sum:
+        if centre_share:
             # Multiples of 2**-24 add up exactly in float64, in whatever order a machine adds them.
             mean = uniform.sum(1, keepdim=True, dtype=torch.float64) / uniform.shape[1]
-            uniform.sub_(mean.to(torch.float32))
+            uniform.sub_((mean * centre_share).to(torch.float32))
         chunk.copy_(uniform.mul_(2 * bound))
     return tensor
