@@ -25,7 +25,8 @@ class UnitFeatures:
     """One unit at one batch size.
 
     ``type`` is what the predictors regress by: the unit's kind, with convolutions told apart by how they
-    use memory (``conv2d``, ``conv2d 1x1``, ``conv2d depthwise``, ``conv2d grouped``).  ``bytes_in`` and
+    use memory (``conv2d``, ``conv2d 1x1``, ``conv2d depthwise``, ``conv2d grouped``).  ``family`` is what
+    a rare type falls back on: types that are bound by the same thing.  ``bytes_in`` and
     ``bytes_out`` are activations that cross the unit's border, ``weight_bytes`` the parameters that it
     reads (of an embedding the rows that it looks up), ``calls`` the operators that do work of their own.
     ``kernel`` is that of a convolution or pooling, () elsewhere.
@@ -34,6 +35,7 @@ class UnitFeatures:
     index: int
     kind: str
     type: str
+    family: str
     flops: float
     bytes_in: int
     bytes_out: int
@@ -74,6 +76,7 @@ def _features_of(unit: Unit, specs: Specs, constants: set[int]) -> UnitFeatures:
         index=unit.index,
         kind=unit.kind,
         type=_type(unit, heaviest, specs),
+        family=_FAMILIES.get(base_name(heaviest.target), "elementwise"),
         flops=sum(op_flops(op, specs) for op in unit.ops),
         bytes_in=sum(_bytes(slot, specs) for slot in read),
         bytes_out=sum(_bytes(slot, specs) for slot in unit.writes),
@@ -141,10 +144,9 @@ def op_flops(op: Op, specs: Specs) -> float:
     Operators that move data and compute nothing cost 0; one that this module does not know costs one FLOP
     for each element of its result.
     """
-    name = base_name(op.target)
-    if name in _MOVES or is_view(op.target) or is_identity(op.target):
+    if is_view(op.target) or is_identity(op.target):
         return 0.0
-    rule = _RULES.get(name)
+    rule = _RULES.get(base_name(op.target))
     # A tensor of a dtype that may not travel (complex, say) has no spec.
     if rule is None or any(slot not in specs for slot in op.reads):
         return _elementwise(op, specs)
@@ -158,6 +160,10 @@ def _out(op: Op, specs: Specs) -> int:
 
 def _elementwise(op: Op, specs: Specs) -> float:
     return float(_out(op, specs))
+
+
+def _nothing(op: Op, specs: Specs) -> float:
+    return 0.0
 
 
 def _per_input_element(cost: float) -> Callable[[Op, Specs], float]:
@@ -234,31 +240,30 @@ def _labels(term: str, shape: tuple[int, ...]) -> list[str]:
     return [*before, *(f"...{wide - place}" for place in range(wide)), *after]
 
 
-def _names(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_MOVES = _names(
-    "arange cat constant_pad_nd copy embedding fill flip full full_like gather im2col index index_select "
-    "ones ones_like pad pixel_shuffle repeat repeat_interleave roll stack tril triu zeros zeros_like"
+_TABLE: tuple[tuple[str, str, Callable[[Op, Specs], float]], ...] = (
+    (
+        "convolution",
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
+        _convolution,
+    ),
+    ("product", "linear matmul mm bmm", _product(0)),
+    ("product", "addmm baddbmm", _product(1)),
+    ("product", "bilinear", _bilinear),
+    ("product", "einsum", _einsum),
+    ("attention", "scaled_dot_product_attention", _attention),
+    ("recurrent", "lstm gru rnn_relu rnn_tanh", _recurrent),
+    ("pool", "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d", _pool),
+    ("reduction", "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d", _per_input_element(1.0)),
+    ("reduction", "sum mean amax amin max min argmax argmin var std cumsum", _per_input_element(1.0)),
+    ("reduction", "norm linalg_vector_norm", _per_input_element(2.0)),
+    ("normalisation", "softmax _softmax log_softmax _log_softmax", _per_input_element(5.0)),
+    ("normalisation", "batch_norm _native_batch_norm_legit_no_training", _per_input_element(5.0)),
+    ("normalisation", "native_batch_norm layer_norm native_layer_norm", _per_input_element(5.0)),
+    ("normalisation", "group_norm native_group_norm", _per_input_element(5.0)),
+    ("move", "arange cat constant_pad_nd copy embedding fill flip full full_like gather im2col", _nothing),
+    ("move", "index index_select ones ones_like pad pixel_shuffle repeat repeat_interleave", _nothing),
+    ("move", "roll stack tril triu zeros zeros_like", _nothing),
 )
 
-_RULES: dict[str, Callable[[Op, Specs], float]] = {
-    name: rule
-    for names, rule in (
-        ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution", _convolution),
-        ("linear matmul mm bmm", _product(0)),
-        ("addmm baddbmm", _product(1)),
-        ("bilinear", _bilinear),
-        ("einsum", _einsum),
-        ("scaled_dot_product_attention", _attention),
-        ("lstm gru rnn_relu rnn_tanh", _recurrent),
-        ("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d", _pool),
-        ("softmax _softmax log_softmax _log_softmax", _per_input_element(5.0)),
-        ("batch_norm _native_batch_norm_legit_no_training native_batch_norm", _per_input_element(5.0)),
-        ("layer_norm native_layer_norm group_norm native_group_norm", _per_input_element(5.0)),
-        ("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d", _per_input_element(1.0)),
-        ("sum mean amax amin max min argmax argmin var std cumsum", _per_input_element(1.0)),
-    )
-    for name in names.split()
-}
+_RULES = {name: rule for _, names, rule in _TABLE for name in names.split()}
+_FAMILIES = {name: family for family, names, _ in _TABLE for name in names.split()}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -28,11 +28,15 @@ from shared.plan.profile import this_machine
 
 __all__ = [
     "REGRESSORS",
+    "Fit",
     "Predictor",
     "PredictorKey",
     "Regression",
     "Sample",
+    "as_regression",
+    "design",
     "fit_predictor",
+    "fit_relative",
     "least_squares",
     "load_predictor",
     "nonnegative_least_squares",
@@ -45,7 +49,7 @@ _FORMAT = 1
 REGRESSORS = ("flops", "bytes_in", "bytes_out", "weight_bytes", "constant")
 
 MIN_SAMPLES = 8
-"""A type seen less often is predicted by the regression of its kind, and that by the one over all units."""
+"""A type seen less often is predicted by the regression of its family, and that by the one over all units."""
 
 Array = NDArray[np.float64]
 
@@ -89,18 +93,21 @@ class PredictorKey(msgspec.Struct, frozen=True):
         return f"predictor-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
+Fit = Callable[[Sequence[Sample]], Regression]
+
+
 class Predictor(msgspec.Struct, frozen=True):
-    """Regressions by type, by kind and over everything, and what they were fitted on."""
+    """Regressions by type, by family and over everything, and what they were fitted on."""
 
     key: PredictorKey
     by_type: dict[str, Regression]
-    by_kind: dict[str, Regression]
+    by_family: dict[str, Regression]
     overall: Regression
     format: int = _FORMAT
 
     def regression(self, features: UnitFeatures) -> Regression:
         """The most specific one that saw enough samples."""
-        return self.by_type.get(features.type) or self.by_kind.get(features.kind) or self.overall
+        return self.by_type.get(features.type) or self.by_family.get(features.family) or self.overall
 
     def ms(self, features: UnitFeatures) -> float:
         """The predicted time of a unit, never negative."""
@@ -126,33 +133,41 @@ def predict_profile(graph: Graph, predictor: Predictor, batch: int = 1) -> tuple
     return tuple(predictor.ms(features) for features in unit_features(graph, batch))
 
 
-def fit_predictor(samples: Sequence[Sample], key: PredictorKey) -> Predictor:
-    """Fit every type and kind with at least MIN_SAMPLES samples, and one regression over all.
+def fit_predictor(samples: Sequence[Sample], key: PredictorKey, fit: Fit | None = None) -> Predictor:
+    """Fit every type and family with at least MIN_SAMPLES samples, and one regression over all.
 
-    Samples of 0 ms are left out: their relative error has no meaning.  Raises ValueError when none is left.
+    Samples of 0 ms are left out: their relative error has no meaning.  ``fit`` is for comparisons; left
+    out, it is :func:`fit_relative`.  Raises ValueError when no sample is left.
     """
+    fit = fit or fit_relative
     usable = [sample for sample in samples if sample.ms > 0]
     if not usable:
         raise ValueError("no unit was measured: there is nothing to fit")
     return Predictor(
         key=key,
-        by_type=_fit_groups(usable, [sample.features.type for sample in usable]),
-        by_kind=_fit_groups(usable, [sample.features.kind for sample in usable]),
-        overall=_fit(usable),
+        by_type=_fit_groups(usable, [sample.features.type for sample in usable], fit),
+        by_family=_fit_groups(usable, [sample.features.family for sample in usable], fit),
+        overall=fit(usable),
     )
 
 
-def _fit_groups(samples: Sequence[Sample], names: Sequence[str]) -> dict[str, Regression]:
+def _fit_groups(samples: Sequence[Sample], names: Sequence[str], fit: Fit) -> dict[str, Regression]:
     groups: dict[str, list[Sample]] = {}
     for name, sample in zip(names, samples, strict=True):
         groups.setdefault(name, []).append(sample)
-    return {name: _fit(group) for name, group in sorted(groups.items()) if len(group) >= MIN_SAMPLES}
+    return {name: fit(group) for name, group in sorted(groups.items()) if len(group) >= MIN_SAMPLES}
 
 
-def _fit(samples: Sequence[Sample]) -> Regression:
+def fit_relative(samples: Sequence[Sample]) -> Regression:
+    """Non-negative coefficients that minimise the squared relative error.  All times must be positive."""
     matrix, times = design(samples)
     # Dividing each equation by its time makes the squared error that is minimised the relative one.
-    coefficients = nonnegative_least_squares(matrix / times[:, None], np.ones(len(times)))
+    return as_regression(samples, nonnegative_least_squares(matrix / times[:, None], np.ones(len(times))))
+
+
+def as_regression(samples: Sequence[Sample], coefficients: Array) -> Regression:
+    """A regression of these coefficients, and its error on the samples."""
+    matrix, times = design(samples)
     errors = np.abs(matrix @ coefficients - times) / times
     flops, bytes_in, bytes_out, weight_bytes, constant = coefficients.tolist()
     return Regression(

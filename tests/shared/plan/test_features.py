@@ -196,6 +196,12 @@ def test_a_unit_counts_what_crosses_its_border() -> None:
     assert (conv.kind, conv.type, conv.kernel) == ("conv2d", "conv2d depthwise", (3, 3))
     assert conv.flops == 2 * 9 * 8 * 64 + 8 * 64
     assert (conv.bytes_in, conv.bytes_out, conv.weight_bytes) == (800, 2048, 4 * (72 + 8))
+    assert (conv.family, mean.family, lookup.family, product.family) == (
+        "convolution",
+        "reduction",
+        "move",
+        "product",
+    )
     assert conv.calls == 2
     assert (mean.flops, mean.bytes_in, mean.bytes_out, mean.weight_bytes) == (512, 2048, 32, 0)
     # of the table of 1000 rows, one is read

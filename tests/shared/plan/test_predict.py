@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -37,7 +38,8 @@ def unit(
     weight_bytes: int = 50_000,
     type: str | None = None,
 ) -> UnitFeatures:
-    return UnitFeatures(0, kind, type or kind, flops, bytes_in, bytes_out, weight_bytes, 1, ())
+    family = "convolution" if kind == "conv2d" else "elementwise"
+    return UnitFeatures(0, kind, type or kind, family, flops, bytes_in, bytes_out, weight_bytes, 1, ())
 
 
 def sweep(seed: int, kind: str = "conv2d", count: int = 60) -> list[UnitFeatures]:
@@ -130,7 +132,7 @@ def test_small_and_large_units_count_alike() -> None:
     assert max(both) < 0.5
 
 
-def test_a_type_seen_too_rarely_borrows_from_its_kind_and_then_from_all() -> None:
+def test_a_type_seen_too_rarely_borrows_from_its_family_and_then_from_all() -> None:
     conv = (2e-8, 0.0, 0.0, 0.0, 0.1)
     relu = (0.0, 1e-6, 0.0, 0.0, 0.5)
     units = sweep(1)
@@ -139,21 +141,18 @@ def test_a_type_seen_too_rarely_borrows_from_its_kind_and_then_from_all() -> Non
     predictor = fit_predictor(samples, KEY)
     assert set(predictor.by_type) == {"conv2d", "relu"}
     rare = _with_type(unit(flops=1e9), "conv2d depthwise")
-    assert predictor.regression(rare) == predictor.by_kind["conv2d"]
+    assert predictor.regression(rare) == predictor.by_family["convolution"]
     assert predictor.ms(rare) == pytest.approx(20.1, rel=1e-6)
-    assert predictor.regression(unit("lstm")) == predictor.overall
+    assert predictor.regression(_of_family(unit(), "recurrent")) == predictor.overall
     assert len(units[:3]) < MIN_SAMPLES
 
 
 def _with_type(features: UnitFeatures, type: str) -> UnitFeatures:
-    return unit(
-        features.kind,
-        features.flops,
-        features.bytes_in,
-        features.bytes_out,
-        features.weight_bytes,
-        type,
-    )
+    return dataclasses.replace(features, type=type)
+
+
+def _of_family(features: UnitFeatures, family: str) -> UnitFeatures:
+    return dataclasses.replace(features, type="other", family=family)
 
 
 def test_noise_of_a_fifth_leaves_an_error_of_about_a_fifth() -> None:
@@ -190,9 +189,9 @@ def test_a_predictor_is_kept_for_its_machine_and_no_other(tmp_path: Path) -> Non
         b"[]",
         b"\xff\xfe",
         b'{"key": 1}',
-        msgspec.json.encode({"format": 1, "key": KEY, "by_type": {}, "by_kind": {}}),
+        msgspec.json.encode({"format": 1, "key": KEY, "by_type": {}, "by_family": {}}),
         msgspec.json.encode(
-            {"key": KEY, "by_type": {}, "by_kind": {}, "overall": Regression((0, 0, 0, 0, -1.0), 9, 0.1)}
+            {"key": KEY, "by_type": {}, "by_family": {}, "overall": Regression((0, 0, 0, 0, -1.0), 9, 0.1)}
         ),
         msgspec.json.encode(Predictor(KEY, {}, {}, Regression((0.0, 0.0, 0.0, 0.0, 1.0), 9, 0.1), format=99)),
     ],
