@@ -123,6 +123,7 @@ class GatewayConfig(_Section):
     device_port: int = Field(default=5555, ge=0, le=65535, description="0 takes a free port")
     replica_port: int = Field(default=5556, ge=0, le=65535)
     load_port: int = Field(default=5557, ge=0, le=65535)
+    insecure: bool = Field(default=False, description="serve other machines although anyone may connect")
     num_cpus: float = Field(default=0.2, gt=0)
     bind_retry_s: float = Field(default=10.0, ge=0)
     load_period_ms: float = Field(default=100.0, gt=0)
@@ -132,6 +133,7 @@ class GatewayConfig(_Section):
     max_message_bytes: int = Field(default=32 * 2**20, ge=1)
     heartbeat_ms: float = Field(default=100.0, gt=0)
     heartbeat_timeout_ms: float = Field(default=300.0, gt=0)
+    device_silence_s: float = Field(default=10.0, gt=0, description="after which a device counts as gone")
 
 
 class CloudConfig(_Section):

@@ -1,0 +1,246 @@
+"""Between devices and replicas: admission, deadlines, dispatch by credit, and the truth about the load.
+
+Three sockets: a ROUTER for devices, a ROUTER for replicas, a PUB for load reports.  This is the shell:
+it binds, runs the loops and carries out what :mod:`cloud_cluster.dispatch` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import zmq
+
+from cloud_cluster.device_side import DeviceSide
+from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
+from cloud_cluster.load import LoadMeter
+from cloud_cluster.registry import Registry
+from cloud_cluster.replica_side import ReplicaSide
+from cloud_cluster.sessions import Sessions
+from cloud_cluster.sockets import Inbox, bind, require_loopback, try_send
+from shared.config import GatewayConfig, ServedModelConfig
+from shared.wire import encode_message
+from shared.wire.messages import Card, Limits
+
+__all__ = ["Gateway"]
+
+log = logging.getLogger("suture.gateway")
+
+# A replica that is connected but says nothing has a stuck event loop; a dead one is seen at once.
+_REPLICA_SILENCE_FACTOR = 10.0
+# The monitor reports a lost connection a little before ROUTER knows of it.
+_PROBE_DELAYS_S = (0.005, 0.05)
+_LOAD_CHECKS_PER_PERIOD = 5
+_LINGER_MS = 200
+
+
+class Gateway:
+    """``models`` gives names, queue lengths and intended replicas, by index.
+
+    :meth:`start` binds, :meth:`run` works until cancelled and raises on a defect, :meth:`stop` says
+    goodbye and closes.  All three belong to one event loop.  The endpoints are known after the start.
+    """
+
+    def __init__(
+        self, config: GatewayConfig, models: Sequence[ServedModelConfig], name: str | None = None
+    ) -> None:
+        require_loopback(config.host, config.insecure)
+        self.name = name or f"gateway-{secrets.token_hex(4)}"
+        self.device_endpoint = self.replica_endpoint = self.load_endpoint = ""
+        self._config = config
+        self._registry = Registry([model.name for model in models])
+        self._dispatcher = Dispatcher(
+            [model.max_queue for model in models],
+            config.max_in_flight,
+            config.max_in_flight_bytes,
+            # Far from any earlier life's ids, so that a late answer to one of those matches nothing.
+            first_id=secrets.randbits(62) + 1,
+        )
+        self._sessions = Sessions(config.max_devices, config.max_in_flight, config.device_silence_s * 1e3)
+        self._meter = LoadMeter(
+            self.name, self._registry.names, [model.replicas for model in models], config.load_period_ms
+        )
+        self._pending: deque[Action] = deque()
+        self._applying = False
+        self._expiry_ms = math.inf
+        self._deadline_came_nearer = asyncio.Event()
+        self._connection_lost = asyncio.Event()
+        self._context = zmq.Context()
+        self._sockets: list[zmq.Socket[Any]] = []
+        self._inboxes: list[Inbox] = []
+
+    async def start(self) -> None:
+        """Bind the three ports.  Raises StartupError naming the one that cannot be had."""
+        config = self._config
+        devices = self._socket(zmq.ROUTER)
+        # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
+        devices.setsockopt(zmq.RCVHWM, 2 * config.max_in_flight + 16)
+        replicas = self._socket(zmq.ROUTER)
+        replicas.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        replicas.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_ms))
+        replicas.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.heartbeat_timeout_ms))
+        self._load_feed = self._socket(zmq.PUB)
+        for router in (devices, replicas):
+            router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            router.setsockopt(zmq.MAXMSGSIZE, config.max_message_bytes)
+        try:
+            self.device_endpoint = await self._bind(devices, config.device_port, "devices")
+            self.replica_endpoint = await self._bind(replicas, config.replica_port, "replicas")
+            self.load_endpoint = await self._bind(self._load_feed, config.load_port, "the load feed")
+        except BaseException:
+            await self._close()
+            raise
+        self._devices = DeviceSide(
+            devices,
+            self._card(),
+            self._dispatcher,
+            self._registry,
+            self._sessions,
+            _now_ms,
+            self._apply,
+        )
+        self._replicas = ReplicaSide(
+            replicas, self._dispatcher, self._registry, self._meter, self._devices, _now_ms, self._apply
+        )
+        monitor = replicas.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._sockets.append(monitor)
+        watcher = Inbox(monitor, lambda _event: self._connection_lost.set())
+        self._inboxes = [self._devices.inbox, self._replicas.inbox, watcher]
+        log.info("devices at %s, replicas at %s", self.device_endpoint, self.replica_endpoint)
+
+    async def run(self) -> None:
+        """Work until cancelled; raises what a defect raised.  After :meth:`start`."""
+        async with asyncio.TaskGroup() as group:
+            for number, inbox in enumerate(self._inboxes):
+                group.create_task(inbox.failed(), name=f"{self.name} inbox {number}")
+            group.create_task(self._expire(), name=f"{self.name} deadlines")
+            group.create_task(self._publish_load(), name=f"{self.name} load feed")
+            group.create_task(self._watch_silence(), name=f"{self.name} silence")
+            group.create_task(self._find_lost_replicas(), name=f"{self.name} lost replicas")
+
+    async def stop(self, reason: str = "the gateway stops") -> None:
+        """Say goodbye to everyone and close.  Requests that are still here get no answer."""
+        if self._inboxes:
+            self._devices.say_goodbye(reason)
+            self._replicas.say_goodbye(reason)
+        await self._close()
+
+    def ready(self, model: str) -> int:
+        """How many replicas of the model are here."""
+        return self._registry.ready(self._registry.names.index(model))
+
+    def status(self) -> dict[str, Any]:
+        """For people: endpoints, devices, and the load of every model."""
+        states = self._states(_now_ms())
+        return {
+            "gateway": self.name,
+            "device_endpoint": self.device_endpoint,
+            "load_endpoint": self.load_endpoint,
+            "devices": len(self._sessions),
+            "models": {name: asdict(state) for name, state in zip(self._registry.names, states, strict=True)},
+        }
+
+    def _card(self) -> Card:
+        config = self._config
+        return Card(
+            gateway=self.name,
+            software=f"suture {version('suture')}",
+            limits=Limits(
+                max_in_flight=config.max_in_flight,
+                max_in_flight_bytes=config.max_in_flight_bytes,
+                max_message_bytes=config.max_message_bytes,
+                heartbeat_ms=config.heartbeat_ms,
+                heartbeat_timeout_ms=config.heartbeat_timeout_ms,
+            ),
+            models=[],
+            load_endpoint=self.load_endpoint,
+        )
+
+    def _socket(self, kind: int) -> zmq.Socket[Any]:
+        socket = self._context.socket(kind)
+        self._sockets.append(socket)
+        return socket
+
+    async def _bind(self, socket: zmq.Socket[Any], port: int, purpose: str) -> str:
+        return await bind(socket, self._config.host, port, purpose, self._config.bind_retry_s)
+
+    async def _close(self) -> None:
+        for inbox in self._inboxes:
+            inbox.close()
+        for socket in self._sockets:
+            socket.close(linger=_LINGER_MS)
+        self._inboxes, self._sockets = [], []
+        await asyncio.to_thread(self._context.term)
+
+    def _apply(self, actions: list[Action], now_ms: float) -> None:
+        """Carry out actions in order, and those that follow from a replica found lost meanwhile."""
+        self._pending.extend(actions)
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._pending:
+                action = self._pending.popleft()
+                if isinstance(action, Send):
+                    if not self._replicas.send_work(action.request, action.replica, now_ms):
+                        self._replicas.lose(action.replica, "it takes no more work", now_ms)
+                elif isinstance(action, Fail):
+                    self._devices.fail(action.request, action.error)
+                else:
+                    self._replicas.release(action.replica)
+        finally:
+            self._applying = False
+        if self._dispatcher.next_deadline_ms() < self._expiry_ms:
+            self._deadline_came_nearer.set()
+
+    async def _expire(self) -> None:
+        while True:
+            now_ms = _now_ms()
+            self._apply(self._dispatcher.expire(now_ms), now_ms)
+            self._deadline_came_nearer.clear()
+            self._expiry_ms = self._dispatcher.next_deadline_ms()
+            left_s = None if math.isinf(self._expiry_ms) else (self._expiry_ms - now_ms) / 1e3
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._deadline_came_nearer.wait()
+
+    async def _publish_load(self) -> None:
+        while True:
+            now_ms = _now_ms()
+            states = self._states(now_ms)
+            if self._meter.due_ms(states) <= now_ms:
+                # PUB drops what a subscriber does not take; the next report says it again.
+                try_send(self._load_feed, encode_message(self._meter.report(states, now_ms)))
+            await asyncio.sleep(self._config.load_period_ms / 1e3 / _LOAD_CHECKS_PER_PERIOD)
+
+    async def _watch_silence(self) -> None:
+        silence_ms = self._config.heartbeat_timeout_ms * _REPLICA_SILENCE_FACTOR
+        while True:
+            await asyncio.sleep(self._config.heartbeat_ms / 1e3)
+            self._replicas.lose_silent(silence_ms)
+            for session in self._sessions.silent(_now_ms()):
+                self._devices.forget(session.identity, "it is silent")
+
+    async def _find_lost_replicas(self) -> None:
+        while True:
+            await self._connection_lost.wait()
+            self._connection_lost.clear()
+            for delay_s in _PROBE_DELAYS_S:
+                await asyncio.sleep(delay_s)
+                self._replicas.lose_unreachable()
+
+    def _states(self, now_ms: float) -> list[ModelState]:
+        return [self._dispatcher.model_state(index, now_ms) for index in range(len(self._registry.names))]
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1e3

@@ -1,0 +1,88 @@
+"""What the gateway knows of each device: its offers, when it was last heard, and what it announced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from shared.errors import OverloadedError
+from shared.wire.messages import Hello
+
+__all__ = ["DeviceSession", "Sessions"]
+
+# An announced payload may be minutes on a slow link, and nothing else can pass it meanwhile.
+_ANNOUNCED_SILENCE_FACTOR = 12.0
+
+
+@dataclass(slots=True)
+class DeviceSession:
+    """From HELLO until GOODBYE or silence.
+
+    ``offers`` is digest by model name; ``requests`` the gateway's id by the device's own, for what is
+    in flight.
+    """
+
+    identity: bytes
+    agent: str
+    offers: Mapping[str, str]
+    heard_ms: float
+    max_announced: int
+    announced: dict[int, float] = field(default_factory=dict)
+    requests: dict[int, int] = field(default_factory=dict)
+
+    def on_announce(self, request_id: int, now_ms: float) -> None:
+        """The payload of this id follows; of too many open announcements the oldest is forgotten."""
+        if len(self.announced) >= self.max_announced:
+            del self.announced[next(iter(self.announced))]
+        self.announced[request_id] = now_ms
+
+    def take_span_ms(self, request_id: int, now_ms: float) -> float | None:
+        """Milliseconds since the announcement of this id, once; None when there was none."""
+        announced_ms = self.announced.pop(request_id, None)
+        return None if announced_ms is None else now_ms - announced_ms
+
+
+class Sessions:
+    """All devices with a session, at most ``max_devices``; silent ones end after ``silence_ms``."""
+
+    def __init__(self, max_devices: int, max_announced: int, silence_ms: float) -> None:
+        self._max_devices = max_devices
+        self._max_announced = max_announced
+        self._silence_ms = silence_ms
+        self._sessions: dict[bytes, DeviceSession] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[DeviceSession]:
+        return iter(list(self._sessions.values()))
+
+    def get(self, identity: bytes) -> DeviceSession | None:
+        return self._sessions.get(identity)
+
+    def open(self, identity: bytes, hello: Hello, now_ms: float) -> DeviceSession:
+        """Start, or start anew, the session of a device.  Raises OverloadedError when there are too many."""
+        if identity not in self._sessions and len(self._sessions) >= self._max_devices:
+            raise OverloadedError(
+                f"this gateway has {self._max_devices} devices, the most it takes; raise gateway.max_devices",
+                self._silence_ms,
+            )
+        offers = {offer.name: offer.digest for offer in hello.models}
+        session = DeviceSession(identity, hello.agent, offers, now_ms, self._max_announced)
+        earlier = self._sessions.get(identity)
+        if earlier is not None:
+            session.requests = earlier.requests
+        self._sessions[identity] = session
+        return session
+
+    def close(self, identity: bytes) -> DeviceSession | None:
+        return self._sessions.pop(identity, None)
+
+    def silent(self, now_ms: float) -> list[DeviceSession]:
+        """Those that were not heard for too long, with patience for a payload on its way."""
+        return [
+            session
+            for session in self._sessions.values()
+            if now_ms - session.heard_ms
+            > self._silence_ms * (_ANNOUNCED_SILENCE_FACTOR if session.announced else 1.0)
+        ]
