@@ -1,0 +1,262 @@
+"""The candidates of a plan: one row per cut and codec, with what it costs per stage.
+
+Rows are built when a profile or a card arrives and are then only multiplied
+(:func:`shared.plan.latency.latency_ms`), so everything that depends on the network alone is summed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.codec import Codec, Form
+from shared.plan.profile import CodecCost, Profile
+from shared.plan.stages import POSITION, STAGES, Stage
+
+if TYPE_CHECKING:
+    from shared.graph.ir import Cut, Graph
+
+__all__ = ["FAITHFUL", "LOSSLESS", "PLAIN", "Rows", "build_rows"]
+
+PLAIN = Codec.FLOAT32
+"""The codec of outputs, of inputs that are not floats, and of the row that sends nothing."""
+
+LOSSLESS = (Codec.FLOAT32, Codec.FLOAT32_LZ4, Codec.FLOAT32_ZSTD)
+"""All that can differ for a tensor that is not of floats: the other codecs leave it as it is."""
+
+FAITHFUL = tuple(codec for codec in Codec if codec.form is not Form.INT4)
+"""The codecs that changed no answer of a trained classifier.  Four bits changed one in eight, so that they
+are a candidate only where someone asks for them."""
+
+_COPY_BYTES_PER_MS = 2e6
+"""The rate of a plain copy, for outputs that were not profiled."""
+
+_FASTEST_DECODE, _SLOWEST_DECODE = 0.1, 2.0
+"""How far a cloud's decoding may be assumed to differ from the device's, before it is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """``columns[stage, row]`` is what a stage counts for a row at batch 1: ms for compute and codecs,
+    bytes for the two transfers, 1 for what a request pays once (0 where it does not pay it).
+
+    ``cut[row]`` indexes ``cuts``, ``codec[row]`` is a :class:`Codec`; exactly one row, ``local``, sends
+    nothing.  Rows are ordered by cut, then codec.
+    """
+
+    cuts: tuple[Cut, ...]
+    cut: NDArray[np.int64]
+    codec: NDArray[np.int64]
+    tensors: NDArray[np.int64]
+    remote: NDArray[np.bool_]
+    local: int
+    columns: NDArray[np.float64]
+    largest_payload_bytes: float
+
+    def __len__(self) -> int:
+        return len(self.cut)
+
+    def column(self, stage: Stage) -> NDArray[np.float64]:
+        """One stage's column, one value per row."""
+        values: NDArray[np.float64] = self.columns[POSITION[stage]]
+        return values
+
+    @property
+    def edge_ms(self) -> NDArray[np.float64]:
+        return self.column(Stage.DEVICE)
+
+    @property
+    def encode_ms(self) -> NDArray[np.float64]:
+        return self.column(Stage.ENCODE)
+
+    @property
+    def payload_bytes(self) -> NDArray[np.float64]:
+        return self.column(Stage.UPLINK)
+
+    @property
+    def decode_ms(self) -> NDArray[np.float64]:
+        return self.column(Stage.DECODE)
+
+    @property
+    def cloud_ms(self) -> NDArray[np.float64]:
+        return self.column(Stage.CLOUD)
+
+    @property
+    def result_bytes(self) -> NDArray[np.float64]:
+        return self.column(Stage.DOWNLINK)
+
+    def codec_of(self, row: int) -> Codec:
+        return Codec(int(self.codec[row]))
+
+    def cut_of(self, row: int) -> Cut:
+        return self.cuts[int(self.cut[row])]
+
+    def codecs_of(self, row: int) -> tuple[Codec, ...]:
+        """One codec per live tensor of the row's cut, in the order of ``cut.live``."""
+        return (self.codec_of(row),) * len(self.cut_of(row).live)
+
+    def find(self, cut: Cut, codec: Codec) -> int | None:
+        """The row of a cut and codec; the local row's codec is ignored.  None when there is no such row.
+
+        Where a cut has lossless rows only, a lossy codec means the one with the same entropy stage.
+        """
+        if not cut.cloud_units:
+            return self.local
+        if cut not in self.cuts:
+            return None
+        rows = {self.codec_of(row): row for row in np.flatnonzero(self.cut == self.cuts.index(cut)).tolist()}
+        if rows.keys() <= set(LOSSLESS):
+            codec = Codec.of(PLAIN.form, codec.stage)
+        return rows.get(codec)
+
+    def select(self, keep: NDArray[np.bool_]) -> Rows:
+        """Only some of the rows; the local row always stays."""
+        kept = keep.copy()
+        kept[self.local] = True
+        columns = np.ascontiguousarray(self.columns[:, kept])
+        return Rows(
+            cuts=self.cuts,
+            cut=self.cut[kept],
+            codec=self.codec[kept],
+            tensors=self.tensors[kept],
+            remote=self.remote[kept],
+            local=int(np.count_nonzero(kept[: self.local])),
+            columns=columns,
+            largest_payload_bytes=float(columns[POSITION[Stage.UPLINK]].max()),
+        )
+
+
+def build_rows(
+    graph: Graph,
+    profile: Profile,
+    cloud_unit_ms: Sequence[float],
+    codecs: Sequence[Codec] = FAITHFUL,
+    cuts: Sequence[Cut] | None = None,
+) -> Rows:
+    """All candidates of a network on this device with this cloud.
+
+    ``cloud_unit_ms`` is the card's; when it is empty there is no cloud to plan for, and the local row is
+    all there is.  ``cuts`` are the graph's own unless wider ones are given; the one without cloud units
+    must be among them.  A pair whose payload was never measured is not a candidate.  Raises ValueError
+    when the number of units does not fit the graph.
+    """
+    units = len(graph.units)
+    if len(profile.unit_ms) != units:
+        raise ValueError(f"the profile has {len(profile.unit_ms)} units, the network {units}")
+    if len(cloud_unit_ms) not in (0, units):
+        raise ValueError(f"the card has {len(cloud_unit_ms)} unit times, the network {units} units")
+    candidates = tuple(graph.cuts if cuts is None else cuts)
+    local = next(index for index, cut in enumerate(candidates) if not cut.cloud_units)
+    senders = [index for index, cut in enumerate(candidates) if cut.cloud_units] if cloud_unit_ms else []
+    sending = [candidates[index] for index in senders]
+
+    menu = np.array(sorted({int(codec) for codec in codecs} | {int(PLAIN)}))
+    costs, sendable = _payload_costs(graph, profile, sending, menu)
+    which, choice = np.nonzero(sendable)
+    count = len(which)
+
+    device = np.array(profile.unit_ms)
+    columns = np.zeros((len(STAGES), count + 1))  # the local row last, moved to its place at the end
+    stage = {name: columns[POSITION[name], :count] for name in STAGES}
+    columns[POSITION[Stage.QUEUE]] = columns[POSITION[Stage.OVERHEAD]] = 1.0
+    columns[POSITION[Stage.DEVICE], count] = device.sum()
+    if senders:
+        cloud = np.array(cloud_unit_ms)
+        decode_scale = _decode_scale(device, cloud)
+        results = _result_costs(graph, profile, sending)
+        stage[Stage.DEVICE][:] = _prefix_sums(device, sending)[which]
+        stage[Stage.ENCODE][:] = costs[which, choice, 1]
+        stage[Stage.UPLINK][:] = costs[which, choice, 0]
+        stage[Stage.NETWORK][:] = stage[Stage.WAIT][:] = 1.0
+        stage[Stage.DECODE][:] = costs[which, choice, 2] * decode_scale
+        stage[Stage.CLOUD][:] = np.maximum(cloud.sum() - _prefix_sums(cloud, sending), 0.0)[which]
+        stage[Stage.RESULT_ENCODE][:] = results[which, 1] * decode_scale
+        stage[Stage.DOWNLINK][:] = results[which, 0]
+        stage[Stage.RESULT_DECODE][:] = results[which, 2]
+
+    cut = np.array(senders, dtype=np.int64)[which]
+    place = int(np.searchsorted(cut, local))
+    order = np.insert(np.arange(count), place, count)
+    live_counts = np.array([len(each.live) for each in candidates])
+    cut = np.append(cut, local)[order]
+    return Rows(
+        cuts=candidates,
+        cut=cut,
+        codec=np.append(menu[choice], int(PLAIN))[order],
+        tensors=live_counts[cut],
+        remote=order != count,
+        local=place,
+        columns=np.ascontiguousarray(columns[:, order]),
+        largest_payload_bytes=float(columns[POSITION[Stage.UPLINK]].max()),
+    )
+
+
+def _prefix_sums(unit_ms: NDArray[np.float64], cuts: Sequence[Cut]) -> NDArray[np.float64]:
+    """For every cut the time of the units on the device."""
+    sums = np.concatenate([[0.0], np.cumsum(unit_ms)])
+    return np.array(
+        [sums[cut.index] if cut.index >= 0 else unit_ms[list(cut.edge_units)].sum() for cut in cuts]
+    )
+
+
+def _payload_costs(
+    graph: Graph, profile: Profile, cuts: Sequence[Cut], menu: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Bytes, encode ms and decode ms of every (cut, codec), and which of the pairs are candidates.
+
+    A pair is none when a tensor of the cut was not measured in that codec, or when the codec differs from
+    another one for float tensors only and the cut has none.
+    """
+    slots = sorted({slot for cut in cuts for slot in cut.live})
+    place = {slot: index for index, slot in enumerate(slots)}
+    unknown = (np.nan, np.nan, np.nan)
+    table = np.array(
+        [
+            [profile.payloads.get(slot, {}).get(Codec(codec), unknown) for codec in menu.tolist()]
+            for slot in slots
+        ],
+        dtype=np.float64,
+    ).reshape(len(slots), len(menu), 3)
+    floats = np.array([graph.values[slot].dtype.is_float for slot in slots], dtype=np.bool_)
+
+    costs = np.zeros((len(cuts), len(menu), 3))
+    has_floats = np.zeros(len(cuts), dtype=np.bool_)
+    full = [index for index, cut in enumerate(cuts) if cut.live]
+    if full:
+        flat = np.array([place[slot] for index in full for slot in cuts[index].live])
+        starts = np.cumsum([0] + [len(cuts[index].live) for index in full[:-1]])
+        costs[full] = np.add.reduceat(table[flat], starts, axis=0)
+        has_floats[full] = np.logical_or.reduceat(floats[flat], starts)
+    lossless = np.isin(menu, [int(codec) for codec in LOSSLESS])
+    empty = np.array([not cut.live for cut in cuts], dtype=np.bool_)
+    allowed = np.where(empty[:, None], menu == int(PLAIN), has_floats[:, None] | lossless)
+    return costs, allowed & ~np.isnan(costs).any(axis=2)
+
+
+def _result_costs(graph: Graph, profile: Profile, cuts: Sequence[Cut]) -> NDArray[np.float64]:
+    """Bytes, encode ms and decode ms of the outputs that the cloud computes, which travel plain, per cut."""
+    total = np.zeros((len(cuts), 3))
+    topological = np.array([cut.index for cut in cuts])
+    for slot in dict.fromkeys(graph.outputs):
+        producer = graph.flow.producer.get(slot, -1)
+        if producer < 0:
+            continue
+        nbytes = float(graph.values[slot].at(1).nbytes)
+        copy_ms = nbytes / _COPY_BYTES_PER_MS
+        cost = profile.payloads.get(slot, {}).get(PLAIN, CodecCost(nbytes, copy_ms, copy_ms))
+        in_cloud = topological <= producer
+        for index in np.flatnonzero(topological < 0).tolist():
+            in_cloud[index] = producer in cuts[index].cloud_units
+        total[in_cloud] += cost
+    return total
+
+
+def _decode_scale(device: NDArray[np.float64], cloud: NDArray[np.float64]) -> float:
+    """How much of the device's decode time the cloud takes, until it is measured: as its units do."""
+    if device.sum() <= 0:
+        return 1.0
+    return float(np.clip(cloud.sum() / device.sum(), _FASTEST_DECODE, _SLOWEST_DECODE))

@@ -1,0 +1,134 @@
+"""The rows of a plan, against sums taken one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from shared.codec import Codec
+from shared.graph.ir import Graph
+from shared.plan.profile import Profile
+from shared.plan.rows import FAITHFUL, LOSSLESS, PLAIN, build_rows
+from shared.plan.stages import Stage
+from shared.tensor import DType
+from tests.shared.plan.builders import chain, dag, networks, profile_of
+
+
+@given(networks())
+@settings(max_examples=60, deadline=None)
+def test_every_row_is_the_sum_of_its_parts(network: tuple[Graph, Profile, tuple[float, ...]]) -> None:
+    graph, profile, cloud = network
+    rows = build_rows(graph, profile, cloud)
+    seen = set()
+    for row in range(len(rows)):
+        cut, codec = rows.cut_of(row), rows.codec_of(row)
+        seen.add((cut.index, codec))
+        assert rows.edge_ms[row] == pytest.approx(sum(profile.unit_ms[unit] for unit in cut.edge_units))
+        assert rows.cloud_ms[row] == pytest.approx(sum(cloud[unit] for unit in cut.cloud_units), abs=1e-9)
+        costs = [profile.payloads[slot][codec] for slot in cut.live]
+        assert rows.payload_bytes[row] == sum(cost.payload_bytes for cost in costs)
+        assert rows.encode_ms[row] == pytest.approx(sum(cost.encode_ms for cost in costs))
+        results = graph.output_slots_of(cut)
+        assert rows.result_bytes[row] == sum(profile.payloads[slot][PLAIN].payload_bytes for slot in results)
+        assert bool(rows.remote[row]) == bool(cut.cloud_units)
+        assert rows.tensors[row] == len(cut.live)
+        assert rows.codecs_of(row) == (codec,) * len(cut.live)
+    expected = {(len(graph.units), PLAIN)}
+    for cut in graph.cuts[:-1]:
+        floats = any(graph.values[slot].dtype.is_float for slot in cut.live)
+        expected |= {(cut.index, codec) for codec in (FAITHFUL if floats else LOSSLESS)}
+    assert seen == expected
+    assert len(rows) == len(expected)
+
+
+def test_without_a_cloud_only_the_local_row_is_left() -> None:
+    graph = chain([10, 20, 5])
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), ())
+    assert len(rows) == 1
+    assert rows.local == 0
+    assert rows.cut_of(0) is graph.cuts[-1]
+    assert rows.edge_ms[0] == 7.0
+    assert not rows.remote.any()
+
+
+def test_an_integer_input_has_the_lossless_codecs_only_and_finds_them_by_any_name() -> None:
+    graph = chain([1000, 20, 5], DType.UINT8)
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0, 1.0))
+    at_input = [rows.codec_of(row) for row in np.flatnonzero(rows.cut == 0)]
+    assert at_input == list(LOSSLESS)
+    found = rows.find(graph.cuts[0], Codec.UINT8_ZSTD)
+    assert found is not None
+    assert rows.codec_of(found) is Codec.FLOAT32_ZSTD
+    assert rows.find(graph.cuts[2], Codec.UINT8) == rows.local
+    assert rows.find(graph.cuts[1], Codec.INT4) is None
+
+
+def test_a_float_input_has_the_whole_menu() -> None:
+    graph = chain([1000, 20, 5], DType.FLOAT32)
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0, 1.0), tuple(Codec))
+    assert np.count_nonzero(rows.cut == 0) == len(Codec)
+
+
+def test_what_was_not_measured_is_no_candidate() -> None:
+    graph = chain([1000, 20, 5])
+    profile = profile_of(graph, [3.0, 4.0])
+    del profile.payloads[1][Codec.FLOAT16]  # type: ignore[attr-defined]
+    rows = build_rows(graph, profile, (1.0, 1.0))
+    assert rows.find(graph.cuts[1], Codec.FLOAT16) is None
+    assert rows.find(graph.cuts[1], Codec.UINT8) is not None
+
+
+def test_the_clouds_decoding_is_taken_to_be_as_much_faster_as_its_units() -> None:
+    graph = chain([1000, 2_000_000, 5])
+    profile = profile_of(graph, [30.0, 40.0])
+    rows = build_rows(graph, profile, (10.0, 25.0))
+    row = rows.find(graph.cuts[1], Codec.UINT8_ZSTD)
+    assert row is not None
+    local_ms = profile.payloads[1][Codec.UINT8_ZSTD].decode_ms
+    assert rows.decode_ms[row] == pytest.approx(local_ms * 35 / 70)
+
+
+def test_a_set_cut_takes_its_units_and_only_the_results_that_the_cloud_computes() -> None:
+    #  0 -> unit0 -> 1 -> unit2 -> 3 (output)
+    #   \-> unit1 -> 2 (output)
+    graph = dag([[0], [0], [1]], [100, 50, 20, 10], [3, 2], DType.FLOAT32)
+    profile = profile_of(graph, [1.0, 2.0, 4.0])
+    set_cut = graph.set_cut([1])
+    rows = build_rows(graph, profile, (0.5, 0.25, 0.125), [PLAIN], cuts=(*graph.cuts, set_cut))
+    row = rows.find(set_cut, PLAIN)
+    assert row is not None
+    assert rows.cut_of(row) == set_cut
+    assert rows.edge_ms[row] == 2.0
+    assert rows.cloud_ms[row] == 0.625
+    assert rows.payload_bytes[row] == 400
+    assert rows.result_bytes[row] == 40
+    assert rows.remote[row]
+    assert rows.cut_of(rows.local) == graph.cuts[3]
+
+
+def test_selecting_keeps_the_local_row_in_its_place() -> None:
+    graph = chain([1000, 20, 5])
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0, 1.0))
+    some = rows.select(rows.codec == int(Codec.UINT8))
+    assert [some.codec_of(row) for row in range(len(some))] == [Codec.UINT8, PLAIN]
+    assert some.local == 1
+    assert some.edge_ms.tolist() == [3.0, 7.0]
+    assert some.largest_payload_bytes == 20
+    assert len(rows.select(np.zeros(len(rows), dtype=bool))) == 1
+
+
+def test_unit_times_of_another_network_are_refused() -> None:
+    graph = chain([1000, 20, 5])
+    with pytest.raises(ValueError, match="3 units, the network 2"):
+        build_rows(graph, profile_of(graph, [3.0, 4.0, 5.0]), ())
+    with pytest.raises(ValueError, match="card has 1 unit times"):
+        build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0,))
+
+
+def test_no_column_is_negative_or_unknown() -> None:
+    graph = chain([1000, 20, 5])
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (0.1, 0.2))
+    assert np.isfinite(rows.columns).all()
+    assert (rows.columns >= 0).all()
+    assert rows.column(Stage.CLOUD)[rows.local] == 0
