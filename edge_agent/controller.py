@@ -1,0 +1,249 @@
+"""Which cut and codec the next request gets.  A pure state machine: events in, decisions out.
+
+Every event that changes what is known (a card, a load report, a span, a ping, measured stages, the link
+going up or down) re-solves the plans that it concerns, so that :meth:`Controller.decide` hands out a
+decision that is already made.  Time is an argument, in ms of one steady clock: the same events give the
+same decisions again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from edge_agent.decision import Decision
+from edge_agent.estimate import LinkEstimate, LinkEstimator
+from edge_agent.planned import LinkState, PlannedModel
+from edge_agent.probing import ProbeBudget
+from shared.codec import Codec
+from shared.errors import PlanError, UnknownModelError
+from shared.plan.profile import Profile
+from shared.plan.rows import FAITHFUL, Rows
+from shared.plan.stages import Stage
+
+if TYPE_CHECKING:
+    from shared.config import CloudLinkConfig
+    from shared.graph.ir import Cut, Graph
+    from shared.wire.messages import Limits, LoadReport, ModelCard
+
+__all__ = ["Controller", "Decision"]
+
+_STALE_PERIODS = 3.0
+
+
+class Controller:
+    """Decides for every network of one agent over one link.
+
+    Not thread-safe: events and :meth:`decide` come from one thread.  ``load_period_ms`` is the period of
+    the gateway's load feed; a report older than three of them counts as unknown.
+    """
+
+    def __init__(
+        self, link: CloudLinkConfig, *, load_period_ms: float = 100.0, log_length: int = 512
+    ) -> None:
+        self._load_stale_ms = _STALE_PERIODS * load_period_ms
+        self._models: dict[str, PlannedModel] = {}
+        self._link = LinkEstimator(link.assumed_uplink_mbps * 1e6, link.assumed_rtt_ms)
+        self._probes = ProbeBudget(link.probe_bytes, link.probe_interval_s * 1000.0)
+        self._connected = False
+        self._max_message_bytes = math.inf
+        self._newest_report: tuple[str, int] | None = None
+        self.log: deque[Decision] = deque(maxlen=log_length)
+        """Every decision made, newest last."""
+        self.switches: deque[Decision] = deque(maxlen=log_length)
+        """Those that changed the cut or the codec, newest last."""
+
+    def add_model(
+        self,
+        name: str,
+        graph: Graph,
+        profile: Profile,
+        now_ms: float,
+        *,
+        codecs: Sequence[Codec] | None = None,
+        hysteresis: float = 0.05,
+    ) -> None:
+        """Plan for one more network; ``codecs`` are those allowed, FAITHFUL when None."""
+        allowed = FAITHFUL if codecs is None else tuple(codecs)
+        self._models[name] = PlannedModel(name, graph, profile, allowed, hysteresis)
+        self._solve([self._models[name]], now_ms)
+
+    # -- what is known of the link
+
+    def on_connected(self, now_ms: float) -> None:
+        """The link is up, for the first time or again; what it can do is to be measured anew."""
+        self._connected = True
+        self._newest_report = None
+        self._link.on_reconnected()
+        self._probes.on_doubt()
+        for model in self._models.values():
+            model.on_connected()
+        self._solve_all(now_ms)
+
+    def on_disconnected(self, now_ms: float) -> None:
+        """The link is down: every plan is local until it is up."""
+        self._connected = False
+        self._solve_all(now_ms)
+
+    def on_limits(self, limits: Limits, now_ms: float) -> None:
+        """What the gateway accepts: larger payloads are no candidates."""
+        self._max_message_bytes = float(limits.max_message_bytes)
+        self._solve_all(now_ms)
+
+    def on_span(self, span_bytes: int, span_ms: float, now_ms: float) -> None:
+        """The arrival span of a probe or of a request's payload, as the gateway reported it."""
+        if self._link.on_span(span_bytes, span_ms, now_ms):
+            self._probes.on_sample(now_ms)
+            self._solve_all(now_ms)
+
+    def on_rtt(self, rtt_ms: float, now_ms: float) -> None:
+        """The round trip of a small ping.  Leave out pings that were sent behind a payload of ours: they
+        measure that payload."""
+        self._link.on_rtt(rtt_ms, now_ms)
+        self._solve_all(now_ms)
+
+    def wants_probe(self, now_ms: float) -> int:
+        """The bytes of the probe to send now, 0 for none.  Cheap: ask as often as a heartbeat."""
+        if not self._connected:
+            return 0
+        return self._probes.due_bytes(self._link.uplink_bps, now_ms)
+
+    def on_probe_sent(self, probe_bytes: int, now_ms: float) -> None:
+        self._probes.on_sent(probe_bytes, now_ms)
+
+    def link(self, now_ms: float) -> LinkEstimate:
+        return self._link.estimate(now_ms)
+
+    # -- what is known of the cloud
+
+    def on_card(self, card: ModelCard, now_ms: float) -> None:
+        """What the cloud offers for one network.  A card of a network that is not planned is ignored."""
+        model = self._models.get(card.name)
+        if model is not None:
+            model.on_card(card)
+            self._solve([model], now_ms)
+
+    def on_load(self, report: LoadReport, now_ms: float) -> None:
+        """A frame of the load feed; one that is not newer than the newest seen is ignored."""
+        newest = self._newest_report
+        if newest is not None and report.gateway == newest[0] and report.sequence <= newest[1]:
+            return
+        self._newest_report = (report.gateway, report.sequence)
+        for load in report.models:
+            model = self._models.get(load.name)
+            if model is not None:
+                model.on_load(load, now_ms)
+                self._solve([model], now_ms)
+
+    # -- what became of requests
+
+    def on_timings(self, decision: Decision, measured: Mapping[Stage, float], now_ms: float) -> None:
+        """The stages of a request that went as decided, also when its answer came too late to be used.
+
+        Stages that were not measured are left out.  The uplink's span goes to :meth:`on_span` as well;
+        here it counts for the prediction error only.
+        """
+        model = self._model(decision.model)
+        model.corrections.observe(decision, measured, now_ms)
+        if Stage.CLOUD in measured and not decision.is_local:
+            model.on_answered()
+            crossing_ms = measured.get(Stage.NETWORK, 0.0) + measured.get(Stage.DOWNLINK, 0.0)
+            result_bytes = float(decision.rows.result_bytes[decision.row]) * decision.conditions.batch
+            self._link.on_download(round(result_bytes), crossing_ms - decision.conditions.rtt_ms)
+        self._solve([model], now_ms)
+
+    def on_overdue(self, decision: Decision, elapsed_ms: float, now_ms: float, queued_bytes: int = 0) -> None:
+        """A request has no answer ``elapsed_ms`` after it was handed to the link, behind ``queued_bytes``
+        of others.  Tell this when the device takes over or gives up.
+
+        Had everything but the uplink gone as predicted, the payload would be the cause: the uplink is
+        believed to be that slow at most.  When that explains nothing, or it happens again, remote rows
+        are charged the delay for some seconds, longer each time.
+        """
+        model = self._model(decision.model)
+        late_ms = elapsed_ms - decision.remote_ms
+        if decision.is_local or late_ms <= 0:
+            return
+        upload_ms = late_ms + decision.predicted[Stage.UPLINK]
+        explained = self._link.on_stalled(decision.payload_bytes + queued_bytes, upload_ms)
+        model.on_late(late_ms, explained, now_ms)
+        if explained:
+            self._probes.on_doubt()
+        self._solve_all(now_ms)
+
+    def on_refused(self, model: str, retry_after_ms: float, now_ms: float) -> None:
+        """The cloud would not take a request: the network stays local for as long as it said, or for a
+        time that doubles with every refusal."""
+        planned = self._model(model)
+        planned.on_refused(retry_after_ms, now_ms)
+        self._solve([planned], now_ms)
+
+    # -- decisions
+
+    def decide(self, model: str, now_ms: float, deadline_ms: float | None = None, batch: int = 1) -> Decision:
+        """The decision for a request that starts now.
+
+        With ``deadline_ms`` left, the optimum is preferred to a row that hysteresis holds and that would
+        miss it.  Raises UnknownModelError.
+        """
+        planned = self._model(model)
+        decision = planned.decision
+        if decision is None or not planned.is_valid(now_ms):
+            decision = self._solve_one(planned, self._link_state(now_ms), now_ms)
+        if batch != 1 and planned.graph.dynamic_batch:
+            decision = planned.solve_once(self._link_state(now_ms), batch, None, now_ms)
+        if deadline_ms is not None and decision.predicted_ms > deadline_ms and decision.gain > 0:
+            decision = planned.solve_once(self._link_state(now_ms), batch, deadline_ms, now_ms)
+        return decision
+
+    def pin(self, model: str, cut: int | Cut, codec: Codec = Codec.FLOAT32) -> None:
+        """Always choose this cut and codec while the cloud can be reached.  Raises PlanError when the
+        network has no such cut or may not use the codec."""
+        planned = self._model(model)
+        if isinstance(cut, int):
+            if not 0 <= cut < len(planned.graph.cuts):
+                raise PlanError(f"{model} has cuts 0 to {len(planned.graph.cuts) - 1}, not {cut}")
+            cut = planned.graph.cuts[cut]
+        if codec not in planned.codecs:
+            allowed = ", ".join(each.label for each in planned.codecs)
+            raise PlanError(f"{model} may use {allowed}, not {codec.label}")
+        planned.pin((cut, codec))
+
+    def unpin(self, model: str) -> None:
+        self._model(model).pin(None)
+
+    def rows(self, model: str) -> Rows:
+        """The candidates of a network as they are known now."""
+        return self._model(model).rows
+
+    def prediction_error(self, model: str) -> float | None:
+        """The median of |predicted - measured| / measured over the last requests; None before the first."""
+        return self._model(model).corrections.prediction_error
+
+    def _model(self, name: str) -> PlannedModel:
+        try:
+            return self._models[name]
+        except KeyError:
+            known = ", ".join(self._models) or "none"
+            raise UnknownModelError(f"no network {name!r} on this device; it has: {known}") from None
+
+    def _link_state(self, now_ms: float) -> LinkState:
+        estimate = self._link.estimate(now_ms)
+        return LinkState(self._connected, estimate, self._max_message_bytes, self._load_stale_ms)
+
+    def _solve_all(self, now_ms: float) -> None:
+        self._solve(self._models.values(), now_ms)
+
+    def _solve(self, models: Iterable[PlannedModel], now_ms: float) -> None:
+        link = self._link_state(now_ms)
+        for model in models:
+            self._solve_one(model, link, now_ms)
+
+    def _solve_one(self, model: PlannedModel, link: LinkState, now_ms: float) -> Decision:
+        decision, switched = model.solve(link, now_ms)
+        self.log.append(decision)
+        if switched:
+            self.switches.append(decision)
+        return decision

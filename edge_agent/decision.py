@@ -1,0 +1,162 @@
+"""A decision: where one network is cut now, in which codec, and everything that led to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.estimate import LinkEstimate
+from shared.codec import Codec
+from shared.plan.latency import Conditions, stage_ms
+from shared.plan.rows import Rows
+from shared.plan.stages import POSITION, Stage
+
+if TYPE_CHECKING:
+    from shared.graph.ir import Cut
+
+__all__ = ["Decision", "place_of", "why_switched"]
+
+_BETWEEN = (
+    Stage.UPLINK,
+    Stage.NETWORK,
+    Stage.WAIT,
+    Stage.DECODE,
+    Stage.CLOUD,
+    Stage.RESULT_ENCODE,
+    Stage.DOWNLINK,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One plan for one network.
+
+    ``codecs`` holds one codec per tensor of ``cut.live``; ``codec`` is the row's, for names and frame 0.
+    ``predicted_ms`` is the latency, ``cost`` what the objective minimised; ``margin`` is what the
+    runner-up would cost more, negative while hysteresis holds this row; ``gain`` is the share of ``cost``
+    that the best row would save.  ``reason`` says why this row took over from the one before it.
+    ``previous`` and ``threshold`` are the row and the hysteresis that went into
+    :func:`shared.plan.solve.choose`.  ``load_wait_ms`` is the wait as reported, before corrections.
+    """
+
+    model: str
+    cut: Cut
+    codec: Codec
+    codecs: tuple[Codec, ...]
+    place: str
+    predicted_ms: float
+    cost: float
+    unit: str
+    runner_up: int | None
+    margin: float
+    gain: float
+    reason: str
+    decided_ms: float
+    conditions: Conditions
+    link: LinkEstimate
+    load_age_ms: float
+    load_wait_ms: float
+    row: int
+    previous: int | None
+    threshold: float
+    rows: Rows = field(repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing is sent."""
+        return not self.cut.cloud_units
+
+    @property
+    def payload_bytes(self) -> int:
+        """Predicted bytes on the uplink; 0 when nothing is sent."""
+        return round(float(self.rows.payload_bytes[self.row]) * self.conditions.batch)
+
+    @property
+    def predicted(self) -> dict[Stage, float]:
+        """Predicted ms of every stage, in order; they sum to ``predicted_ms``."""
+        return stage_ms(self.rows, self.row, self.conditions)
+
+    @property
+    def remote_ms(self) -> float:
+        """Predicted ms from handing the message to the link to having the answer's bytes; 0 when local."""
+        predicted = self.predicted
+        return sum(predicted[stage] for stage in _BETWEEN)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the decision, its stages, the runner-up, and the inputs with their ages."""
+        runner_up = None
+        if self.runner_up is not None:
+            cut = self.rows.cut_of(self.runner_up)
+            runner_up = {
+                "place": place_of(cut),
+                "cut": cut.index,
+                "cut_name": cut.name,
+                "codec": self.rows.codec_of(self.runner_up).label,
+                "cost": _plain(self.cost + self.margin),
+            }
+        return {
+            "model": self.model,
+            "place": self.place,
+            "cut": self.cut.index,
+            "cut_name": self.cut.name,
+            "codec": self.codec.label,
+            "payload_bytes": self.payload_bytes,
+            "predicted_ms": _plain(self.predicted_ms),
+            "predicted": {stage.value: _plain(ms) for stage, ms in self.predicted.items()},
+            "cost": _plain(self.cost),
+            "unit": self.unit,
+            "runner_up": runner_up,
+            "margin": _plain(self.margin),
+            "reason": self.reason,
+            "decided_ms": _plain(self.decided_ms),
+            "conditions": {name: _plain(value) for name, value in self.conditions.as_dict().items()},
+            "uplink_measured": self.link.measured,
+            "uplink_bounded": self.link.bounded,
+            "uplink_age_ms": _plain(self.link.uplink_age_ms),
+            "uplink_spread": _plain(self.link.uplink_spread),
+            "rtt_age_ms": _plain(self.link.rtt_age_ms),
+            "load_age_ms": _plain(self.load_age_ms),
+        }
+
+    def __str__(self) -> str:
+        where = "device" if self.is_local else f"{self.place} at {self.cut.name}, {self.codec.label}"
+        return f"{self.model}: {where}, {self.predicted_ms:.1f} ms ({self.reason})"
+
+
+def place_of(cut: Cut) -> str:
+    """``device``, ``cloud`` or ``split``: who computes at this cut."""
+    if not cut.cloud_units:
+        return "device"
+    return "split" if cut.edge_units else "cloud"
+
+
+def why_switched(rows: Rows, old: int, new: int, before: Conditions, now: Conditions) -> str:
+    """The change of conditions that did most for row ``new`` against row ``old``, in words."""
+    if before.reachable != now.reachable:
+        return "the cloud can be reached" if now.reachable else "the cloud cannot be reached"
+    shift = (now.weights() - before.weights()) * (rows.columns[:, old] - rows.columns[:, new])
+    if now.downlink_bps == now.uplink_bps:  # not measured, but taken from the uplink
+        shift[POSITION[Stage.UPLINK]] += shift[POSITION[Stage.DOWNLINK]]
+        shift[POSITION[Stage.DOWNLINK]] = 0.0
+    changes = {
+        Stage.DEVICE: f"device {before.device:.2f} -> {now.device:.2f} of its profile",
+        Stage.ENCODE: f"encoding {before.encode:.2f} -> {now.encode:.2f} of its profile",
+        Stage.UPLINK: f"uplink {before.uplink_bps / 1e6:.3g} -> {now.uplink_bps / 1e6:.3g} Mbps",
+        Stage.NETWORK: (
+            f"round trip {before.rtt_ms + before.network_ms:.1f} -> {now.rtt_ms + now.network_ms:.1f} ms"
+        ),
+        Stage.WAIT: f"queue wait {before.wait_ms:.1f} -> {now.wait_ms:.1f} ms",
+        Stage.DECODE: f"decoding {before.decode:.2f} -> {now.decode:.2f} of its profile",
+        Stage.CLOUD: (
+            f"cloud {before.slowdown * before.cloud:.2f} -> {now.slowdown * now.cloud:.2f} of its profile"
+        ),
+        Stage.DOWNLINK: f"downlink {before.downlink_bps / 1e6:.3g} -> {now.downlink_bps / 1e6:.3g} Mbps",
+    }
+    strongest = max(changes, key=lambda stage: shift[POSITION[stage]])
+    return changes[strongest] if shift[POSITION[strongest]] > 0 else "a new profile of the cloud"
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no infinity: None instead."""
+    return value if math.isfinite(value) else None

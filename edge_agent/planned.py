@@ -1,0 +1,296 @@
+"""One network as the controller sees it: what is known of it, and the decision that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from edge_agent.corrections import Corrections
+from edge_agent.decision import Decision, place_of, why_switched
+from edge_agent.estimate import LinkEstimate
+from shared.codec import Codec
+from shared.plan.latency import Conditions
+from shared.plan.objective import Latency, Objective, Scores
+from shared.plan.profile import Profile
+from shared.plan.rows import build_rows
+from shared.plan.solve import Choice, choose
+from shared.plan.stages import Stage
+
+if TYPE_CHECKING:
+    from shared.graph.ir import Cut, Graph
+    from shared.wire.messages import ModelCard, ModelLoad
+
+__all__ = ["LinkState", "PlannedModel"]
+
+_UNKNOWN_WAIT_MS = 25.0
+"""What a request is taken to wait while no fresh load report says otherwise: not nothing."""
+
+_LEAST_SLOWDOWN, _MOST_SLOWDOWN = 0.1, 100.0
+
+_RESOLVE_MS = 250.0
+"""How long a decision stands without an event: what was learned from requests fades with time."""
+
+_DWELL_MS = 2000.0
+_STEADY_GAIN = 0.01
+"""A row that is better by less than the hysteresis is taken once one has been, by this, for the dwell."""
+
+_FIRST_BLOCK_MS, _LONGEST_BLOCK_MS = 250.0, 8000.0
+_PENALTY_HALF_LIFE_MS = 2000.0
+_MOST_DOUBLINGS = 5
+
+
+class LinkState(NamedTuple):
+    """What all networks of an agent share."""
+
+    connected: bool
+    estimate: LinkEstimate
+    max_message_bytes: float
+    load_stale_ms: float
+
+
+class PlannedModel:
+    """Knowledge and decision of one network.  Events are told by the controller, which then solves."""
+
+    def __init__(
+        self, name: str, graph: Graph, profile: Profile, codecs: Sequence[Codec], hysteresis: float
+    ) -> None:
+        self.name = name
+        self.graph = graph
+        self.codecs = tuple(codecs)
+        self.corrections = Corrections()
+        self.decision: Decision | None = None
+        self._profile = profile
+        self._hysteresis = hysteresis
+        self._objective: Objective = Latency()
+        self._cloud_unit_ms: tuple[float, ...] = ()
+        self._card_problem = "no cloud has offered this network"
+        self.rows = build_rows(graph, profile, (), codecs)
+        self._pinned: tuple[Cut, Codec] | None = None
+        self._decided_under: Conditions | None = None
+        self._valid_until_ms = -math.inf
+        self._better_since_ms: float | None = None
+        self._batches: dict[int, Decision] = {}
+        self.on_connected()
+
+    # -- events
+
+    def on_connected(self) -> None:
+        """Forget what an earlier connection taught of the cloud's state."""
+        self._load: ModelLoad | None = None
+        self._load_ms = -math.inf
+        self._blocked_until_ms = -math.inf
+        self._failures = 0
+        self._penalty_ms = self._penalty_since_ms = 0.0
+
+    def on_card(self, card: ModelCard) -> None:
+        units = len(self.graph.units)
+        if card.error:
+            self._card_problem = card.error
+        elif card.digest != self.graph.digest:
+            self._card_problem = f"the cloud serves {card.digest}, this device holds {self.graph.digest}"
+        elif len(card.unit_ms) != units:
+            self._card_problem = f"{len(card.unit_ms)} of {units} units are profiled in the cloud"
+        else:
+            self._card_problem = ""
+            if self._cloud_unit_ms != tuple(card.unit_ms):
+                self._cloud_unit_ms = tuple(card.unit_ms)
+                self.rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self.codecs)
+
+    def on_load(self, load: ModelLoad, now_ms: float) -> None:
+        self._load, self._load_ms = load, now_ms
+
+    def on_answered(self) -> None:
+        self._failures, self._penalty_ms = 0, 0.0
+
+    def on_late(self, late_ms: float, explained: bool, now_ms: float) -> None:
+        """A request was late; ``explained`` when the uplink's estimate was lowered for it."""
+        if not explained or self._failures > 0:
+            self._penalty_ms = max(self._penalty_at(now_ms), late_ms)
+            self._penalty_since_ms = now_ms
+        self._failures += 1
+
+    def on_refused(self, retry_after_ms: float, now_ms: float) -> None:
+        backoff_ms = min(_FIRST_BLOCK_MS * 2.0 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_BLOCK_MS)
+        self._failures += 1
+        self._blocked_until_ms = now_ms + max(retry_after_ms, backoff_ms)
+
+    def pin(self, pinned: tuple[Cut, Codec] | None) -> None:
+        self._pinned = pinned
+        self._valid_until_ms = -math.inf
+
+    # -- what follows
+
+    def is_valid(self, now_ms: float) -> bool:
+        """Whether the decision still stands: nothing it rests on has become stale since."""
+        return now_ms < self._valid_until_ms
+
+    def solve(self, link: LinkState, now_ms: float) -> tuple[Decision, bool]:
+        """Decide anew.  Returns the decision and whether it changed the cut or the codec."""
+        conditions, problem = self._conditions(link, now_ms)
+        scores = self._scores(conditions, link)
+        before = self.decision
+        previous = None if before is None else self._row_of(before)
+        threshold, reason = self._hysteresis, ""
+        if self._better_since_ms is not None and now_ms - self._better_since_ms >= _DWELL_MS:
+            threshold, reason = min(threshold, _STEADY_GAIN), "better for some time, "
+        pinned = self._pinned_row(scores)
+        if pinned is not None:
+            previous, threshold, reason = pinned, 1.0, "pinned"
+        choice = choose(scores, previous, threshold)
+
+        switched = before is None or (choice.row != self._row_of(before))
+        if before is None:
+            reason = reason or "first plan"
+        elif not switched:
+            reason = before.reason
+        elif pinned is None:
+            reason += self._reason(before, choice.row, conditions, problem)
+        if choice.gain <= _STEADY_GAIN or switched:
+            self._better_since_ms = None
+        elif self._better_since_ms is None:
+            self._better_since_ms = now_ms
+        if switched:
+            self._decided_under = conditions
+        self._batches.clear()
+        self._valid_until_ms = now_ms + _RESOLVE_MS
+        for change_ms in (self._load_ms + link.load_stale_ms, self._blocked_until_ms):
+            if change_ms > now_ms:
+                self._valid_until_ms = min(self._valid_until_ms, change_ms)
+        self.decision = self._decide(link, conditions, scores, choice, reason, previous, threshold, now_ms)
+        return self.decision, switched
+
+    def solve_once(self, link: LinkState, batch: int, deadline_ms: float | None, now_ms: float) -> Decision:
+        """The optimum for one request, without hysteresis and without a trace in what comes after."""
+        known = self._batches.get(batch) if deadline_ms is None else None
+        if known is not None:
+            return known
+        conditions, _ = self._conditions(link, now_ms, batch)
+        scores = self._scores(conditions, link)
+        pinned = self._pinned_row(scores)
+        threshold = 0.0 if pinned is None else 1.0
+        choice = choose(scores, pinned, threshold)
+        if pinned is not None:
+            reason = "pinned"
+        elif deadline_ms is not None:
+            reason = f"the plan in use would miss the deadline of {deadline_ms:.0f} ms"
+        else:
+            reason = f"for a batch of {batch}"
+        decision = self._decide(link, conditions, scores, choice, reason, pinned, threshold, now_ms)
+        if deadline_ms is None:
+            self._batches[batch] = decision
+        return decision
+
+    def _decide(
+        self,
+        link: LinkState,
+        conditions: Conditions,
+        scores: Scores,
+        choice: Choice,
+        reason: str,
+        previous: int | None,
+        threshold: float,
+        now_ms: float,
+    ) -> Decision:
+        rows, row = self.rows, choice.row
+        cut = rows.cut_of(row)
+        return Decision(
+            model=self.name,
+            cut=cut,
+            codec=rows.codec_of(row),
+            codecs=rows.codecs_of(row),
+            place=place_of(cut),
+            predicted_ms=float(scores.latency_ms[row]),
+            cost=choice.cost,
+            unit=self._objective.unit,
+            runner_up=choice.runner_up,
+            margin=choice.margin,
+            gain=choice.gain,
+            reason=reason,
+            decided_ms=now_ms,
+            conditions=conditions,
+            link=link.estimate,
+            load_age_ms=now_ms - self._load_ms,
+            load_wait_ms=self._reported_wait_ms(link, now_ms),
+            row=row,
+            previous=previous,
+            threshold=threshold,
+            rows=rows,
+        )
+
+    def _scores(self, conditions: Conditions, link: LinkState) -> Scores:
+        scores = self._objective.score(self.rows, conditions)
+        largest = link.max_message_bytes / conditions.batch
+        if self.rows.largest_payload_bytes > largest:
+            scores.cost[self.rows.payload_bytes > largest] = np.inf
+        return scores
+
+    def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
+        """The conditions now, and why the cloud cannot be used when it cannot."""
+        fresh = self._is_fresh(link, now_ms)
+        load, learned, estimate = self._load, self.corrections, link.estimate
+        problem = self._card_problem
+        if not link.connected:
+            problem = "no link to the cloud"
+        elif fresh and load is not None and load.ready == 0:
+            problem = "no replica is ready"
+        elif now_ms < self._blocked_until_ms:
+            problem = "the cloud refused work"
+        wait_ms = self._reported_wait_ms(link, now_ms)
+        extra_ms = learned.wait_ms(now_ms)
+        if not fresh:
+            extra_ms = max(0.0, extra_ms)
+        slowdown = 1.0 if load is None else load.slowdown
+        if not fresh:
+            slowdown = max(1.0, slowdown)
+        conditions = Conditions(
+            uplink_bps=estimate.uplink_bps,
+            rtt_ms=estimate.rtt_ms,
+            wait_ms=max(0.0, wait_ms + extra_ms) + self._penalty_at(now_ms),
+            slowdown=min(max(slowdown, _LEAST_SLOWDOWN), _MOST_SLOWDOWN),
+            reachable=not problem,
+            downlink_bps=estimate.downlink_bps,
+            device=learned.factor(Stage.DEVICE, now_ms),
+            encode=learned.factor(Stage.ENCODE, now_ms),
+            decode=learned.factor(Stage.DECODE, now_ms),
+            cloud=learned.factor(Stage.CLOUD, now_ms),
+            network_ms=max(-estimate.rtt_ms, learned.network_ms(now_ms)),
+            overhead_ms=max(0.0, learned.overhead_ms(now_ms)),
+            batch=batch,
+            replicas=max(1, load.ready) if load is not None else 1,
+        )
+        return conditions, problem
+
+    def _is_fresh(self, link: LinkState, now_ms: float) -> bool:
+        return now_ms - self._load_ms < link.load_stale_ms
+
+    def _reported_wait_ms(self, link: LinkState, now_ms: float) -> float:
+        """The load report's wait; when it is stale, at least what is assumed of an unknown queue."""
+        reported = 0.0 if self._load is None else max(0.0, self._load.wait_ms)
+        return reported if self._is_fresh(link, now_ms) else max(reported, _UNKNOWN_WAIT_MS)
+
+    def _penalty_at(self, now_ms: float) -> float:
+        half_life_ms = _PENALTY_HALF_LIFE_MS * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+        return float(self._penalty_ms * 0.5 ** ((now_ms - self._penalty_since_ms) / half_life_ms))
+
+    def _row_of(self, decision: Decision) -> int | None:
+        """An earlier decision's row among the rows of now."""
+        if decision.rows is self.rows:
+            return decision.row
+        return self.rows.find(decision.cut, decision.codec)
+
+    def _pinned_row(self, scores: Scores) -> int | None:
+        if self._pinned is None:
+            return None
+        row = self.rows.find(*self._pinned)
+        return row if row is not None and np.isfinite(scores.cost[row]) else None
+
+    def _reason(self, before: Decision, row: int, conditions: Conditions, problem: str) -> str:
+        previous = self._row_of(before)
+        if problem and row == self.rows.local:
+            return problem
+        if previous is None or self._decided_under is None:
+            return "a new profile of the cloud"
+        return why_switched(self.rows, previous, row, self._decided_under, conditions)
