@@ -18,7 +18,7 @@ from shared.config import ModelSource
 from shared.errors import ConfigError, SutureError
 
 if TYPE_CHECKING:
-    from shared.graph.capture import CapturedModel
+    from shared.graph import CapturedModel
 
 __all__ = ["Example", "Model", "resolve"]
 
@@ -138,7 +138,7 @@ def _public_callables(owner: object) -> list[str]:
 def _describe(value: object) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(type(item).__name__ for item in value)})"
-    return f"a {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"
 
 
 def _where(error: Exception, factory: object = None) -> str:
