@@ -65,7 +65,7 @@ class _Half:
         else:
             bounded = dense.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
             half = torch.where(dense.isinf(), dense, bounded).to(torch.float16)
-        return half.reshape(-1).view(torch.uint8)
+        return exact_bytes(half)
 
     def read(
         self, raw: Buffer, shape: Shape, order: Shape, layout: Layout, dtype: torch.dtype
@@ -138,7 +138,8 @@ CODERS: dict[Form, ElementCoder] = {
 
 def exact_bytes(dense: torch.Tensor) -> torch.Tensor:
     """The bytes of a contiguous tensor, as a view of it."""
-    return dense.reshape(-1).view(torch.uint8)
+    # Not reshape: it may leave any stride on a tensor of one element or none.
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _owned(raw: Buffer) -> torch.Tensor:

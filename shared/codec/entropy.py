@@ -18,6 +18,8 @@ from shared.wire.frame import Buffer
 __all__ = ["compress", "decompress"]
 
 _ZSTD_LEVEL = 1
+_LZ4_MAX_BYTES = 0x7E00_0000
+"""An lz4 block holds no more."""
 
 
 class _Contexts(threading.local):
@@ -35,12 +37,15 @@ def compress(stage: Stage, data: Buffer) -> Buffer | None:
     """None when the stage does not make the bytes fewer; they should then be sent plain."""
     if stage is Stage.PLAIN:
         return None
+    nbytes = memoryview(data).nbytes
     squeezed: bytes
     if stage is Stage.LZ4:
+        if nbytes > _LZ4_MAX_BYTES:
+            return None
         squeezed = lz4.block.compress(data, store_size=False)
     else:
         squeezed = _contexts.compressor.compress(data)
-    return squeezed if len(squeezed) < memoryview(data).nbytes else None
+    return squeezed if len(squeezed) < nbytes else None
 
 
 def decompress(stage: Stage, payload: Buffer, nbytes: int) -> Buffer:
@@ -59,6 +64,8 @@ def decompress(stage: Stage, payload: Buffer, nbytes: int) -> Buffer:
 
 
 def _lz4(payload: Buffer, nbytes: int) -> bytes:
+    if nbytes > _LZ4_MAX_BYTES:
+        raise CodecError(f"an lz4 block cannot hold the {nbytes} bytes that the tensor's spec makes")
     try:
         data: bytes = lz4.block.decompress(payload, uncompressed_size=nbytes)
     except lz4.block.LZ4BlockError as error:
