@@ -23,7 +23,7 @@ class Inbox:
     defect: reading stops and :attr:`failure` holds what it raised.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], handler: Handler) -> None:
+    def __init__(self, socket: zmq.Socket[Any], handler: Handler) -> None:
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._socket = socket
         self._handler = handler

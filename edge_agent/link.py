@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
@@ -20,7 +19,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
 from shared.config import CloudLinkConfig
-from shared.errors import ProtocolError, SutureError
+from shared.errors import ProtocolError, SutureError, UnavailableError
 from shared.wire import (
     Buffer,
     Message,
@@ -32,6 +31,7 @@ from shared.wire import (
 )
 from shared.wire.messages import (
     Announce,
+    Cancel,
     Card,
     Goodbye,
     Hello,
@@ -86,9 +86,14 @@ class LinkListener(Protocol):
     def uplink_bps(self) -> float:
         """The present estimate: a transfer in progress excuses silence for as long as it should take."""
 
+    def probe_bytes(self) -> int:
+        """The size of the probe that is wanted with the next heartbeat, else 0."""
+
+    def on_probe_sent(self, probe_bytes: int) -> None: ...
+
 
 def now_ms() -> float:
-    return time.monotonic() * 1000.0
+    return asyncio.get_running_loop().time() * 1000.0
 
 
 class CloudLink:
@@ -171,9 +176,11 @@ class CloudLink:
         )
         return session.send_work(request_id, frames, payloads, result_bytes)
 
-    def probe(self, probe_bytes: int) -> bool:
-        """Send an announced heartbeat of this size, whose span measures the uplink."""
-        return self._session is not None and self.online and self._session.send_ping(probe_bytes)
+    def send_cancel(self, request_id: int) -> None:
+        """Tell the gateway, if it is there, that nobody waits for this answer."""
+        if self._session is not None and self.online:
+            self._session.forget(request_id)
+            self._session.send(Cancel(), request_id=request_id)
 
     @property
     def unconfirmed_bytes(self) -> int:
@@ -188,11 +195,10 @@ class CloudLink:
     def enter(self, state: LinkState, reason: str) -> None:
         if state is not LinkState.CONNECTING:
             self.first_contact.set()
-        if state is self.state and state is not LinkState.REFUSED:
-            self.reason = reason
-            return
+        news = state is not self.state or (state is LinkState.REFUSED and reason != self.reason)
         self.state, self.reason = state, reason
-        self._listener.on_link_state(state, reason)
+        if news:
+            self._listener.on_link_state(state, reason)
 
     @property
     def listener(self) -> LinkListener:
@@ -258,7 +264,8 @@ class _Session:
                 watched.append(self._feed_inbox.failure)
             done, _ = await asyncio.wait(watched, timeout=beat_s, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
-                future.result()  # raises what a handler raised
+                if not future.cancelled():
+                    future.result()  # raises what a handler raised
             if not done:
                 self._beat(now_ms())
         state, reason = self._ended.result()
@@ -290,7 +297,11 @@ class _Session:
             self._expected_results[request_id] = result_bytes
         return sent
 
-    def send_ping(self, probe_bytes: int = 0) -> bool:
+    def forget(self, request_id: int) -> None:
+        """No answer is expected for this request."""
+        self._expected_results.pop(request_id, None)
+
+    def send_ping(self, probe_bytes: int) -> bool:
         now = now_ms()
         request_id, self._next_id = self._next_id, self._next_id + 1
         idle = not self.unconfirmed_bytes and not probe_bytes
@@ -321,7 +332,10 @@ class _Session:
         if overdue and silent_ms >= self._config.heartbeat_timeout_ms:
             self._end(LinkState.OFFLINE, f"nothing heard from {self._config.gateway} for {silent_ms:.0f} ms")
             return
-        self.send_ping()
+        # A probe behind a payload would measure the payload.
+        wanted = 0 if self.unconfirmed_bytes else self._listener.probe_bytes()
+        if self.send_ping(wanted) and wanted:
+            self._listener.on_probe_sent(wanted)
 
     def _transfer_ms(self) -> float:
         """How long what is under way may take, both ways."""
@@ -409,13 +423,15 @@ class _Session:
             self._expected_results.pop(request_id, None)
             self._listener.on_refusal(request_id, error)
         else:
-            self._end(LinkState.REFUSED, f"{self._config.gateway} refuses this agent: {error}")
+            lost = isinstance(error, UnavailableError)  # a gateway that has started anew
+            state = LinkState.OFFLINE if lost else LinkState.REFUSED
+            self._end(state, f"{self._config.gateway} does not know this agent: {error}")
 
     def _on_card(self, card: Card) -> None:
         self._follow(self._config.load_feed or _reachable(card.load_endpoint, self._config.gateway))
         self._was_online = True
-        self._listener.on_card(card)
         self._link.enter(LinkState.ONLINE, f"{card.gateway} at {self._config.gateway}")
+        self._listener.on_card(card)
 
     # the load feed
 

@@ -50,7 +50,10 @@ class Result:
 
 
 def breakdown(latency_ms: float, stages: Mapping[str, float]) -> dict[str, float]:
-    """Stages that took any time, in their order, and ``overhead`` so that all sum to ``latency_ms``."""
-    kept = {name: ms for name, ms in stages.items() if ms != 0.0}
-    kept["overhead"] = latency_ms - sum(kept.values())
+    """Stages that took any time, in their order, and ``overhead`` so that all sum to ``latency_ms``.
+
+    The stages must be apart from each other in time, so that they do not sum to more.
+    """
+    kept = {str(name): ms for name, ms in stages.items() if ms != 0.0}
+    kept["overhead"] = max(latency_ms - sum(kept.values()), 0.0)
     return kept

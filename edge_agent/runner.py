@@ -8,11 +8,13 @@ two chunks of units.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,13 +22,18 @@ import torch
 
 from shared.codec import Codec, decode, encode
 from shared.errors import CodecError, StartupError
-from shared.graph import CapturedModel, Cut, Graph, Program, load
+from shared.graph import CapturedModel, Cut, Graph, Program, State, load
+from shared.models import Example
+from shared.plan.measure import measure_profile
+from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
 __all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work", "to_numpy"]
 
 T = TypeVar("T")
+
+log = logging.getLogger("suture.agent")
 
 _UNITS_PER_CHUNK = 8
 """Unwanted work stops between two chunks: few units to free the worker soon, enough to cost nothing."""
@@ -143,6 +150,49 @@ class Runner:
         self._programs[name] = program
         return program.graph
 
+    async def profile(
+        self,
+        name: str,
+        example: Example,
+        *,
+        cache_dir: Path,
+        repeats: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Profile:
+        """What the network costs here: as kept in ``cache_dir``, or measured now and kept there."""
+        return await self.call(
+            partial(self._profile, self._programs[name], example, cache_dir, repeats, progress)
+        )
+
+    def _profile(
+        self,
+        program: Program,
+        example: Example,
+        cache_dir: Path,
+        repeats: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Profile:
+        graph = program.graph
+        key = ProfileKey(
+            graph.digest, self.profile_device, torch.get_num_threads(), torch.__version__, mode=program.mode
+        )
+        kept, warning = load_profile(cache_dir, key, len(graph.units))
+        if warning is not None:
+            log.warning("%s", warning)
+        if kept is not None:
+            return kept
+        leaves = [
+            to_tensor(_first_sample(graph, slot, leaf), self.device)
+            for slot, leaf in zip(graph.inputs, graph.flatten(*example), strict=True)
+        ]
+        profile = measure_profile(
+            program, [leaves], key, repeats=repeats, progress=progress, clock=self.profile_clock
+        )
+        warning = save_profile(cache_dir, profile)
+        if warning is not None:
+            log.warning("%s", warning)
+        return profile
+
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
         """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""
         value, _ = await self._on_worker(body, Work(), expected_ms)
@@ -232,7 +282,7 @@ class Runner:
         """Skip what has not begun and wait for what has."""
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
 
-    def _run(self, program: Program, state: object, units: Sequence[int], work: Work) -> float:
+    def _run(self, program: Program, state: State, units: Sequence[int], work: Work) -> float:
         total_ms = 0.0
         for first in range(0, len(units), _UNITS_PER_CHUNK):
             if work.stopped:
@@ -284,6 +334,14 @@ def _decode(
         header.slot: decode(header, payload, specs[header.slot])
         for header, payload in zip(headers, payloads, strict=True)
     }
+
+
+def _first_sample(graph: Graph, slot: int, leaf: torch.Tensor) -> torch.Tensor:
+    """Profiles are of batch 1; a factory's example may hold more."""
+    dims = graph.values[slot].dims
+    if not graph.dynamic_batch or not dims or dims[0][0] == 0:
+        return leaf
+    return leaf[: sum(dims[0])]
 
 
 def to_tensor(leaf: object, device: str) -> torch.Tensor:

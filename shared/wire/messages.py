@@ -286,7 +286,8 @@ class LocalInfer(Header, frozen=True, kw_only=True):
 class LocalResult(Header, frozen=True, kw_only=True):
     """Agent to application.  ``tree`` is the structure of the outputs, as in :class:`LocalInfer`.
 
-    ``breakdown`` is in milliseconds and sums to ``latency_ms``; ``codec`` is a codec's label or "".
+    ``breakdown`` is in milliseconds and sums to ``latency_ms``; ``codec`` is a codec's label or "";
+    ``fallback`` says why the device finished what was planned for the cloud, or "".
     """
 
     tensors: TensorHeaders
@@ -299,3 +300,4 @@ class LocalResult(Header, frozen=True, kw_only=True):
     latency_ms: Millis
     breakdown: Annotated[dict[Name, Millis], Meta(max_length=64)]
     decision: Any = None
+    fallback: Text = ""

@@ -1,0 +1,72 @@
+"""Small networks that the agent's tests name as factories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+BATCH_ONE = torch.arange(3 * 16 * 16, dtype=torch.uint8).reshape(1, 16, 16, 3)
+
+
+class Photos(nn.Module):
+    """A uint8 image in, a probability per class out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image.permute(0, 3, 1, 2).float() / 255.0
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(x))
+        return torch.softmax(self.head(x.mean((2, 3))), dim=-1)
+
+
+class Trees(nn.Module):
+    """Nested inputs, and outputs of which some are ready early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+        self.right = nn.Linear(6, 3)
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor], extra: dict[str, torch.Tensor]) -> Any:
+        early = self.left(pair[0] + pair[1])
+        late = self.right(torch.tanh(early)) + extra["bias"]
+        return {"early": early, "late": (late, late.argmax(-1))}
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(tokens)).sum(1)
+
+
+def photos() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(1)
+    return Photos().eval(), (BATCH_ONE,)
+
+
+def other_photos() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """The same network with other weights."""
+    torch.manual_seed(2)
+    return Photos().eval(), (BATCH_ONE,)
+
+
+def trees() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    torch.manual_seed(3)
+    pair = (torch.randn(1, 4), torch.randn(1, 4))
+    return Trees().eval(), (pair,), {"extra": {"bias": torch.randn(1, 3)}}
+
+
+def words() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(4)
+    return Words().eval(), (torch.arange(6).reshape(1, 6) % 10,)
