@@ -121,7 +121,8 @@ class Graph:
 
     ``values`` describes every slot that has a wire dtype; ``weights`` maps a slot to its tensor's key.
     ``batch_inputs`` are sizes of dimension 0 where ``dynamic_batch``; otherwise the network runs at
-    ``captured_batch`` only.
+    ``captured_batch`` only.  ``grad_weights`` are the weights that require grad in the module: torch
+    chooses kernels by it (``at::matmul`` folds or batches), so the same bits need the same flag.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Graph:
     weights: Mapping[int, str]
     dynamic_batch: bool
     captured_batch: int
+    grad_weights: tuple[int, ...] = ()
     digest: str = ""
     cuts: tuple[Cut, ...] = field(init=False, compare=False, repr=False)
     flow: Dataflow = field(init=False, compare=False, repr=False)

@@ -67,8 +67,10 @@ class Program:
         self._templates: OrderedDict[int, list[Any]] = OrderedDict()
         self._replays: OrderedDict[tuple[tuple[int, ...], tuple[int, ...]], list[Step]] = OrderedDict()
         graph = self.graph
+        weights = {slot: captured.weights[key].detach().to(device) for slot, key in graph.weights.items()}
+        for slot in graph.grad_weights:
+            weights[slot].requires_grad_()
         with torch.inference_mode():
-            weights = {slot: captured.weights[key].to(device) for slot, key in graph.weights.items()}
             self._layout = SlotLayout(graph.slot_count)
             self._per_batch = self._folded_preamble(weights)
             if mode == "fused":
@@ -135,13 +137,14 @@ class Program:
     def outputs(self, state: State) -> dict[int, torch.Tensor]:
         """The outputs computed so far, by slot."""
         slots = state.slots
-        return {slot: slots[slot] for slot in self.graph.outputs if slots[slot] is not None}
+        return {slot: slots[slot].detach() for slot in self.graph.outputs if slots[slot] is not None}
 
     def __call__(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The whole network here: its output leaves in the order of ``graph.outputs``."""
         state = self.start(leaves)
         self.run(state, range(len(self.graph.units)))
-        return [state.slots[slot] for slot in self.graph.outputs]
+        outputs = self.outputs(state)
+        return [outputs[slot] for slot in self.graph.outputs]
 
     def unit_times(
         self,

@@ -94,7 +94,8 @@ class _Translation:
                 self._call(node)
             else:
                 _refuse(node, "control flow or a nested graph cannot be cut")
-        traced = TracedGraph(self.inputs, outputs, self.traced, self.values, self.weights)
+        needs_grad = {slot for slot, key in self.weights.items() if self.tensors[key].requires_grad}
+        traced = TracedGraph(self.inputs, outputs, self.traced, self.values, self.weights, needs_grad)
         return traced, self.tensors
 
     def _refuse_mutation(self) -> None:
@@ -135,7 +136,7 @@ class _Translation:
         if tensor is None:
             tensor = self.program.constants[spec.target]
         key = network_path(spec.target) or spec.target
-        self.slots[node] = self._weight(slot, key, tensor.detach(), node)
+        self.slots[node] = self._weight(slot, key, tensor, node)
 
     def _weight(self, slot: int, key: str, tensor: torch.Tensor, node: fx.Node) -> int:
         for other, known_key in self.weights.items():
@@ -143,7 +144,7 @@ class _Translation:
             if _same_memory(known, tensor):
                 return other
         if not _is_dense(tensor):
-            tensor = tensor.clone()
+            tensor = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         self.weights[slot] = key
         self.tensors[key] = tensor
         self._describe(slot, tensor, key, node)

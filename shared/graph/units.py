@@ -47,6 +47,7 @@ class TracedGraph:
     ops: list[TracedOp]
     values: dict[int, SymbolicSpec]
     weights: dict[int, str]
+    grad_weights: set[int]
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ def assemble(
         weights={slots[old]: key for old, key in traced.weights.items() if old in slots},
         dynamic_batch=dynamic_batch,
         captured_batch=captured_batch,
+        grad_weights=tuple(sorted(slots[old] for old in traced.grad_weights if old in slots)),
     )
     sources = {renumbered[id(item)].written[0]: item.source for item in ordered}
     return graph, sources
