@@ -1,0 +1,154 @@
+"""Measure a network on this machine: every unit's time, and every tensor's size and time in every codec.
+
+This is the one module of plans that needs torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean, median, quantiles
+
+import torch
+
+from shared.codec import Codec, decode, encode
+from shared.graph.ir import Graph
+from shared.graph.run import Program
+from shared.plan.profile import CodecCost, Profile, ProfileKey
+from shared.tensor import TensorSpec
+
+__all__ = ["Progress", "measure_profile"]
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all, from the thread that measures."""
+
+Clock = Callable[[], float]
+
+_WARM_UP_RUNS = 2
+_SAMPLES, _FEW_SAMPLES = 5, 3
+_LONG_MS = 20.0
+
+
+def measure_profile(
+    program: Program,
+    examples: Sequence[Sequence[torch.Tensor]],
+    key: ProfileKey,
+    *,
+    repeats: int = 10,
+    codecs: Sequence[Codec] = tuple(Codec),
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> Profile:
+    """The profile of ``program`` under the torch threads of the calling thread.
+
+    ``examples`` are input leaves in the order of ``graph.inputs``, at batch 1 where the network's batch is
+    free.  Times are taken on the first; payload sizes are means over all, on their real activations.
+    ``clock`` gives seconds.  Takes about ``repeats`` runs of the network twice over, and for every tensor
+    that can cross a cut a few encodings and decodings in each codec.
+    """
+    graph = program.graph
+    slots = _sendable_slots(graph)
+    steps_in_all = 2 * repeats + len(slots) * len(examples)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, steps_in_all)
+
+    leaves = examples[0]
+    for _ in range(_WARM_UP_RUNS):
+        program(leaves)
+    unit_samples: list[list[float]] = [[] for _ in graph.units]
+    whole_samples: list[float] = []
+    for _ in range(repeats):  # interleaved, so that both see the same clock rates and neighbours
+        for samples, one in zip(unit_samples, program.unit_times(leaves, 1, clock), strict=True):
+            samples.extend(one)
+        step()
+        whole_samples.append(_median_ms(lambda: program(leaves), program.device, clock, 1))
+        step()
+
+    sizes: dict[int, dict[Codec, list[float]]] = {slot: {codec: [] for codec in codecs} for slot in slots}
+    times: dict[int, dict[Codec, tuple[float, float]]] = {slot: {} for slot in slots}
+    for example in examples:
+        batch = program.start(example).batch
+        for slot, tensor in _activations(program, example, slots):
+            spec = graph.values[slot].at(batch)
+            for codec in codecs:
+                sizes[slot][codec].append(float(encode(tensor, codec, slot)[0].payload_bytes))
+                if codec not in times[slot]:
+                    times[slot][codec] = _codec_ms(tensor, codec, slot, spec, program.device, clock)
+            step()
+    return Profile(
+        key=key,
+        unit_ms=tuple(median(samples) for samples in unit_samples),
+        unit_spread_ms=tuple(_half_quartiles(samples) for samples in unit_samples),
+        whole_ms=median(whole_samples),
+        whole_spread_ms=_half_quartiles(whole_samples),
+        repeats=repeats,
+        payloads={
+            slot: {codec: CodecCost(fmean(sizes[slot][codec]), *times[slot][codec]) for codec in codecs}
+            for slot in slots
+        },
+    )
+
+
+def _sendable_slots(graph: Graph) -> tuple[int, ...]:
+    """Every slot that some cut sends, then the outputs that no cut does."""
+    crossing = [slot for cut in graph.cuts for slot in cut.live]
+    produced = [slot for slot in graph.outputs if slot in graph.flow.producer]
+    return tuple(dict.fromkeys([*crossing, *produced]))
+
+
+def _activations(
+    program: Program, example: Sequence[torch.Tensor], slots: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each of ``slots`` with its tensor, while the network runs unit by unit."""
+    graph = program.graph
+    wanted = set(slots)
+    state = program.start(example)
+    for cut in graph.cuts:
+        if cut.index:
+            program.run(state, range(cut.index - 1, cut.index))
+        for slot, tensor in zip(cut.live, program.live(state, cut), strict=True):
+            if slot in wanted:
+                wanted.remove(slot)
+                yield slot, tensor
+    for slot, tensor in program.outputs(state).items():
+        if slot in wanted:
+            wanted.remove(slot)
+            yield slot, tensor
+
+
+def _codec_ms(
+    tensor: torch.Tensor, codec: Codec, slot: int, spec: TensorSpec, device: torch.device, clock: Clock
+) -> tuple[float, float]:
+    """Milliseconds to encode and to decode one tensor here."""
+    header, payload = encode(tensor, codec, slot)
+    return (
+        _median_ms(lambda: encode(tensor, codec, slot), device, clock),
+        _median_ms(lambda: decode(header, payload, spec), device, clock),
+    )
+
+
+def _median_ms(
+    body: Callable[[], object], device: torch.device, clock: Clock, most_samples: int = _SAMPLES
+) -> float:
+    """The median of some runs; fewer where one takes long."""
+    samples: list[float] = []
+    while len(samples) < most_samples and not (len(samples) >= _FEW_SAMPLES and samples[0] > _LONG_MS):
+        began = clock()
+        body()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        samples.append((clock() - began) * 1e3)
+    return median(samples)
+
+
+def _half_quartiles(samples: Sequence[float]) -> float:
+    """Half of the interquartile range; 0 for a single sample."""
+    if len(samples) < 2:
+        return 0.0
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return (high - low) / 2
