@@ -1,0 +1,192 @@
+"""How well are unit times predicted for a network that was never profiled?
+
+``python -m bench.predict --json FILE [--quick]``.  Every network of the zoo is measured unit by unit, and
+so is the sweep that ``edge-agent calibrate`` fits its predictor on.  Each network is then predicted
+
+* ``others``: from the units of all other networks, leaving its own out;
+* ``plain``: from the same units by plain least squares, signs and absolute errors as they come;
+* ``sweep``: from the sweep alone, as on a device that has run none of the networks.
+
+An error is ``|predicted - measured| / measured``, of a unit or of a network's sum of units.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from bench.contract import Bench
+from shared import zoo
+from shared.graph.capture import capture
+from shared.graph.run import load
+from shared.plan.features import unit_features
+from shared.plan.predict import (
+    Fit,
+    Predictor,
+    PredictorKey,
+    Regression,
+    Sample,
+    as_regression,
+    design,
+    fit_predictor,
+    fit_relative,
+    least_squares,
+)
+from shared.plan.sweep import run_sweep, sweep_size
+
+_QUICK = ("mnist", "senna-pos", "senna-ner", "mobilenetv2", "googlenet", "vit-tiny")
+_WARM_UP = 2
+
+WAYS = ("others", "plain", "sweep")
+Errors = dict[str, dict[str, list[float]]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    bench = Bench(
+        "predict",
+        argv,
+        description="error of predicted unit times, one network left out at a time",
+        arguments=lambda parser: parser.add_argument("--threads", type=int, default=1),
+    )
+    torch.set_num_threads(bench.options.threads)
+    share, repeats = (0.1, 3) if bench.quick else (1.0, 10)
+    networks = _QUICK if bench.quick else zoo.names()
+    bench.config = {"threads": bench.options.threads, "sweep_share": share, "repeats": repeats}
+    measured = {name: measure(name, repeats) for name in bench.track(networks, "measuring the zoo")}
+    swept = _sweep(bench, share, repeats)
+    key = PredictorKey("cpu", bench.options.threads, str(torch.__version__))
+    evaluate(bench, measured, swept, key)
+    return bench.finish()
+
+
+def measure(name: str, repeats: int) -> list[Sample]:
+    """Features and median time of every unit of a zoo network, fused, batch 1."""
+    network = zoo.build(name)
+    captured = capture(network.module, network.args, network.kwargs, name=name)
+    leaves = captured.graph.flatten(network.args, network.kwargs)
+    times = load(captured).unit_times(leaves, _WARM_UP + repeats)
+    return [
+        Sample(features, statistics.median(taken[_WARM_UP:]))
+        for features, taken in zip(unit_features(captured.graph), times, strict=True)
+    ]
+
+
+def _sweep(bench: Bench, share: float, repeats: int) -> list[Sample]:
+    bench.console.print(f"sweeping {sweep_size(share)} random networks")
+    return run_sweep(seed=bench.seed, share=share, repeats=repeats)
+
+
+def plain_fit(samples: Sequence[Sample]) -> Regression:
+    """What is commonly done: least squares of the times themselves."""
+    return as_regression(samples, least_squares(*design(samples)))
+
+
+def predictors(
+    measured: dict[str, list[Sample]], held_out: str, swept: Predictor, key: PredictorKey
+) -> dict[str, Predictor]:
+    """The three ways of predicting ``held_out``; none has seen it."""
+    others = [sample for name, samples in measured.items() if name != held_out for sample in samples]
+
+    def fitted(fit: Fit) -> Predictor:
+        return fit_predictor(others, key, fit)
+
+    return {"others": fitted(fit_relative), "plain": fitted(plain_fit), "sweep": swept}
+
+
+def evaluate(
+    bench: Bench, measured: dict[str, list[Sample]], swept: Sequence[Sample], key: PredictorKey
+) -> None:
+    """Add a row for each type of unit and each network, and the targets."""
+    from_sweep = fit_predictor(swept, key)
+    by_type: Errors = {}
+    by_network: Errors = {}
+    whole: Errors = {}
+    negative = dict.fromkeys(WAYS, 0)
+    for name, samples in measured.items():
+        total = sum(sample.ms for sample in samples)
+        for way, predictor in predictors(measured, name, from_sweep, key).items():
+            predicted = [predictor.ms(sample.features) for sample in samples]
+            errors = [abs(ms - sample.ms) / sample.ms for ms, sample in zip(predicted, samples, strict=True)]
+            for sample, error in zip(samples, errors, strict=True):
+                by_type.setdefault(sample.features.type, {}).setdefault(way, []).append(error)
+            by_network.setdefault(name, {})[way] = errors
+            whole.setdefault(name, {})[way] = [abs(sum(predicted) - total) / total]
+            negative[way] += sum(ms < 0 for ms in predicted)
+    _report_types(bench, measured, by_type)
+    for name, samples in measured.items():
+        bench.row(
+            network=name,
+            units=len(samples),
+            measured_ms=sum(sample.ms for sample in samples),
+            **{f"unit_{way}": statistics.median(by_network[name][way]) for way in WAYS},
+            **{f"whole_{way}": whole[name][way][0] for way in WAYS},
+            errors=by_network[name],
+        )
+    _promise(bench, by_network, whole, negative)
+
+
+def _report_types(bench: Bench, measured: dict[str, list[Sample]], by_type: Errors) -> None:
+    spent: dict[str, float] = {}
+    for samples in measured.values():
+        for sample in samples:
+            spent[sample.features.type] = spent.get(sample.features.type, 0.0) + sample.ms
+    rows = [
+        {
+            "type": type_,
+            "units": len(errors["others"]),
+            "share_of_time": spent[type_] / sum(spent.values()),
+            **{f"p50_{way}": statistics.median(errors[way]) for way in WAYS},
+            **{f"p90_{way}": float(np.percentile(errors[way], 90)) for way in WAYS},
+        }
+        for type_, errors in sorted(by_type.items(), key=lambda item: -spent[item[0]])
+    ]
+    bench.config["types"] = rows
+    bench.show("relative error by type of unit", rows)
+
+
+def _promise(bench: Bench, by_network: Errors, whole: Errors, negative: dict[str, int]) -> None:
+    def median_of(errors: Errors, way: str) -> float:
+        return statistics.median(statistics.median(ways[way]) for ways in errors.values())
+
+    bench.target(
+        "error of a unit, one network left out, median network",
+        median_of(by_network, "others"),
+        "of measured",
+        0.43,
+        "at_most",
+    )
+    bench.target(
+        "the same, from the sweep alone", median_of(by_network, "sweep"), "of measured", 0.43, "at_most"
+    )
+    for way in ("others", "sweep"):
+        bench.target(
+            f"error of a unit, {way} over plain least squares",
+            median_of(by_network, way) / median_of(by_network, "plain"),
+            "ratio",
+            1.0,
+            "at_most",
+        )
+    bench.target(
+        "error of a whole network, one left out, median network",
+        median_of(whole, "others"),
+        "of measured",
+        0.3,
+        "at_most",
+    )
+    bench.target("the same, from the sweep alone", median_of(whole, "sweep"), "of measured", 0.3, "at_most")
+    bench.target(
+        "negative predictions",
+        float(negative["others"] + negative["sweep"]),
+        "units",
+        0.0,
+        "at_most",
+    )
+    bench.config["negative_predictions"] = negative
+
+
+if __name__ == "__main__":
+    sys.exit(main())
