@@ -83,10 +83,6 @@ class _Running:
             self._task.result()
             raise RuntimeError(f"{self._task.get_name()} has ended")
 
-    async def cancel(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
 
 class GatewayHost:
     """The gateway, and over HTTP ``/healthz`` and ``/status``.  ``tails`` ties those to this application."""
@@ -116,7 +112,6 @@ class GatewayHost:
         """Serve awaits this before it ends the replica."""
         if self._running is not None:
             await self._gateway.stop()
-            await self._running.cancel()
 
 
 class TailHost:
@@ -146,7 +141,6 @@ class TailHost:
         """Serve awaits this before it ends the replica."""
         if self._running is not None:
             await self._tail.stop(_DRAIN_S)
-            await self._running.cancel()
 
 
 _GATEWAY: Deployment = serve.deployment(

@@ -23,6 +23,7 @@ import zmq
 from cloud_cluster.device_side import DeviceSide
 from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
 from cloud_cluster.load import LoadMeter
+from cloud_cluster.loops import Loops
 from cloud_cluster.registry import Registry
 from cloud_cluster.replica_side import ReplicaSide
 from cloud_cluster.sessions import Sessions
@@ -46,7 +47,7 @@ _LINGER_MS = 200
 class Gateway:
     """``models`` gives names, queue lengths and intended replicas, by index.
 
-    :meth:`start` binds, :meth:`run` works until cancelled and raises on a defect, :meth:`stop` says
+    :meth:`start` binds, :meth:`run` works until stopped and raises on a defect, :meth:`stop` says
     goodbye and closes.  All three belong to one event loop.  The endpoints are known after the start.
     """
 
@@ -71,16 +72,18 @@ class Gateway:
         )
         self._pending: deque[Action] = deque()
         self._applying = False
+        self._loops = Loops()
         self._expiry_ms = math.inf
         self._deadline_came_nearer = asyncio.Event()
         self._connection_lost = asyncio.Event()
-        self._context = zmq.Context()
+        self._context: zmq.Context[Any] | None = None
         self._sockets: list[zmq.Socket[Any]] = []
         self._inboxes: list[Inbox] = []
 
     async def start(self) -> None:
         """Bind the three ports.  Raises StartupError naming the one that cannot be had."""
         config = self._config
+        self._context = zmq.Context()
         devices = self._socket(zmq.ROUTER)
         # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
         devices.setsockopt(zmq.RCVHWM, 2 * config.max_in_flight + 16)
@@ -118,17 +121,23 @@ class Gateway:
         log.info("devices at %s, replicas at %s", self.device_endpoint, self.replica_endpoint)
 
     async def run(self) -> None:
-        """Work until cancelled; raises what a defect raised.  After :meth:`start`."""
-        async with asyncio.TaskGroup() as group:
-            for number, inbox in enumerate(self._inboxes):
-                group.create_task(inbox.failed(), name=f"{self.name} inbox {number}")
-            group.create_task(self._expire(), name=f"{self.name} deadlines")
-            group.create_task(self._publish_load(), name=f"{self.name} load feed")
-            group.create_task(self._watch_silence(), name=f"{self.name} silence")
-            group.create_task(self._find_lost_replicas(), name=f"{self.name} lost replicas")
+        """Work until stopped or cancelled; raises what a defect raised.  After :meth:`start`."""
+        await self._loops.run(
+            {
+                **{
+                    f"{self.name} inbox {number}": inbox.failed()
+                    for number, inbox in enumerate(self._inboxes)
+                },
+                f"{self.name} deadlines": self._expire(),
+                f"{self.name} load feed": self._publish_load(),
+                f"{self.name} silence": self._watch_silence(),
+                f"{self.name} lost replicas": self._find_lost_replicas(),
+            }
+        )
 
     async def stop(self, reason: str = "the gateway stops") -> None:
         """Say goodbye to everyone and close.  Requests that are still here get no answer."""
+        await self._loops.stop()
         if self._inboxes:
             self._devices.say_goodbye(reason)
             self._replicas.say_goodbye(reason)
@@ -166,7 +175,8 @@ class Gateway:
         )
 
     def _socket(self, kind: int) -> zmq.Socket[Any]:
-        socket = self._context.socket(kind)
+        assert self._context is not None
+        socket: zmq.Socket[Any] = self._context.socket(kind)
         self._sockets.append(socket)
         return socket
 
@@ -179,7 +189,9 @@ class Gateway:
         for socket in self._sockets:
             socket.close(linger=_LINGER_MS)
         self._inboxes, self._sockets = [], []
-        await asyncio.to_thread(self._context.term)
+        context, self._context = self._context, None
+        if context is not None:
+            await asyncio.to_thread(context.term)
 
     def _apply(self, actions: list[Action], now_ms: float) -> None:
         """Carry out actions in order, and those that follow from a replica found lost meanwhile."""

@@ -34,7 +34,6 @@ class InProcessCloud:
         self.tails: list[Tail] = []
         self._executor_for = executor_for
         self._tasks = asyncio.TaskGroup()
-        self._running: dict[Tail | Gateway, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
 
     @property
@@ -53,10 +52,10 @@ class InProcessCloud:
         try:
             async with AsyncExitStack() as stack:
                 await self.gateway.start()
-                stack.push_async_callback(self.gateway.stop)
                 await stack.enter_async_context(self._tasks)
-                stack.push_async_callback(self._stop_tasks)
                 self._run(self.gateway)
+                stack.push_async_callback(self.gateway.stop)
+                stack.push_async_callback(self._stop_tails)
                 for model in self.config.models:
                     for _ in range(model.replicas):
                         await self.add_replica(model)
@@ -107,16 +106,11 @@ class InProcessCloud:
     async def remove_replica(self, tail: Tail, drain_s: float = 5.0) -> None:
         """Drain and stop a replica."""
         self.tails.remove(tail)
-        await self._stop_tail(tail, drain_s)
+        await tail.stop(drain_s)
 
     def _run(self, part: Tail | Gateway) -> None:
-        self._running[part] = self._tasks.create_task(part.run(), name=f"run {part}")
+        self._tasks.create_task(part.run(), name=f"run {type(part).__name__}")
 
-    async def _stop_tail(self, tail: Tail, drain_s: float) -> None:
-        await tail.stop(drain_s)
-        self._running.pop(tail).cancel()
-
-    async def _stop_tasks(self) -> None:
+    async def _stop_tails(self) -> None:
         for tail in self.tails:
-            await self._stop_tail(tail, drain_s=1.0)
-        self._running.pop(self.gateway).cancel()
+            await tail.stop(drain_s=1.0)

@@ -82,7 +82,7 @@ class ReplicaSide:
         """A replica is gone; its work goes elsewhere."""
         if self._heard_ms.pop(replica, None) is None:
             return
-        log.warning("replica %s is lost: %s", replica.decode(errors="replace"), why)
+        log.warning("replica %r is lost: %s", replica, why)
         self._leave(replica)
         self._apply(self._dispatcher.replica_gone(replica, now_ms), now_ms)
 
@@ -118,7 +118,7 @@ class ReplicaSide:
             else:
                 raise UnavailableError("this gateway does not know this replica; send REPLICA_HELLO again")
         except SutureError as error:
-            log.warning("replica %s: %s", replica.decode(errors="replace"), error)
+            log.warning("replica %r: %s", replica, error)
             seen = peek(message[0].buffer) if message else None
             request_id = seen[2] if seen else 0
             self._send(replica, encode_message(error_reply(error), request_id=request_id))
@@ -137,7 +137,7 @@ class ReplicaSide:
         elif kind is MessageType.PING:
             self._send(replica, encode_message(Pong(), request_id=parsed.request_id))
         elif kind is MessageType.GOODBYE:
-            log.info("replica %s leaves: %s", replica.decode(errors="replace"), parsed.header.reason)
+            log.info("replica %r leaves: %s", replica, parsed.header.reason)
             self._leave(replica)
             self._apply(self._dispatcher.replica_draining(replica, now_ms), now_ms)
         else:

@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 
 from cloud_cluster.executor import Executor, load_executor
+from cloud_cluster.loops import Loops
 from cloud_cluster.sockets import Inbox, try_send
 from cloud_cluster.worker import Done, Worker
 from shared.config import ServedModelConfig
@@ -51,7 +52,7 @@ class Tail:
     """One replica of ``model``.  ``gateways`` are the replica endpoints of all gateways.
 
     :meth:`start` loads and profiles the network, which takes seconds; with an ``executor`` it uses that
-    one instead.  :meth:`run` works until cancelled, outlives any gateway, and raises on a defect.
+    one instead.  :meth:`run` works until stopped, outlives any gateway, and raises on a defect.
     :meth:`stop` drains.  All three belong to one event loop.
     """
 
@@ -78,11 +79,12 @@ class Tail:
         self._heartbeat_ms = heartbeat_ms
         self._heartbeat_timeout_ms = heartbeat_timeout_ms
         self._wire_limits = WireLimits(max_message_bytes=max_message_bytes)
-        self._context = zmq.Context()
+        self._context: zmq.Context[Any] | None = None
         self._links: list[_GatewayLink] = []
         self._worker: Worker | None = None
         self._pace = _Pace()
         self._taken_in = asyncio.Event()
+        self._loops = Loops()
 
     async def start(self) -> None:
         """Load, profile, connect.  Raises what :func:`cloud_cluster.executor.load_executor` raises."""
@@ -96,9 +98,10 @@ class Tail:
             credits=self.model.credits,
             software=f"suture {version('suture')}",
         )
+        context = self._context = zmq.Context()
         self._links = [
             _GatewayLink(
-                self._connected(endpoint),
+                self._connected(context, endpoint),
                 endpoint,
                 hello,
                 self._wire_limits,
@@ -120,14 +123,22 @@ class Tail:
         await self._taken_in.wait()
 
     async def run(self) -> None:
-        """Work until cancelled; raises what a defect raised.  After :meth:`start`."""
+        """Work until stopped or cancelled; raises what a defect raised.  After :meth:`start`."""
         if self._worker is None:
             raise RuntimeError("start the tail before running it")
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._worker.failed(), name=f"{self.replica} worker")
-            group.create_task(self._beat(), name=f"{self.replica} heartbeat")
+        try:
+            await self._loops.run(
+                {
+                    f"{self.replica} worker": self._worker.failed(),
+                    f"{self.replica} heartbeat": self._beat(),
+                    **{f"{self.replica} inbox {link.endpoint}": link.inbox.failed() for link in self._links},
+                }
+            )
+        except ExceptionGroup:
+            # The gateways see the connection break, and give the work to others at once.
             for link in self._links:
-                group.create_task(link.inbox.failed(), name=f"{self.replica} inbox {link.endpoint}")
+                link.close()
+            raise
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Say goodbye, answer what is here and what is on its way, and leave after ``drain_s`` at most."""
@@ -139,14 +150,16 @@ class Tail:
                     await link.released.wait()
         except TimeoutError:
             log.warning("%s leaves although a gateway has not released it", self.replica)
+        await self._loops.stop()
         for link in self._links:
             link.close()
         if self._worker is not None:
             await self._worker.stop()
-        await asyncio.to_thread(self._context.term)
+        if self._context is not None:
+            await asyncio.to_thread(self._context.term)
 
-    def _connected(self, endpoint: str) -> zmq.Socket[Any]:
-        socket = self._context.socket(zmq.DEALER)
+    def _connected(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
+        socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, self.replica.encode())
         # Work is sent over a connection that is there, or not at all: the gateway gives it to another.
         socket.setsockopt(zmq.IMMEDIATE, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,9 +77,12 @@ class Peer:
 class FakeDevice(Peer):
     """Offers models, sends requests, reads answers."""
 
-    async def hello(self, **digests: str) -> Message:
+    async def greet(self, **digests: str) -> None:
         offers = [ModelOffer(name=name, digest=digest) for name, digest in digests.items()]
         await self.send(Hello(agent="fake", software="test", models=offers), request_id=1)
+
+    async def hello(self, **digests: str) -> Message:
+        await self.greet(**digests)
         return await self.next(MessageType.CARD)
 
     async def infer(
@@ -102,7 +105,7 @@ class FakeDevice(Peer):
 class FakeReplica(Peer):
     """Says hello, and answers only when told to."""
 
-    async def hello(
+    async def greet(
         self,
         model: str = "net",
         digest: str = "sha256:a",
@@ -113,6 +116,9 @@ class FakeReplica(Peer):
             replica="fake", model=model, digest=digest, unit_ms=list(unit_ms), credits=credits
         )
         await self.send(hello)
+
+    async def hello(self, **keys: Any) -> None:
+        await self.greet(**keys)
         await self.settled()
 
     async def settled(self) -> None:
@@ -128,6 +134,13 @@ class FakeReplica(Peer):
         await self.send(result, work.payloads, request_id=work.request_id)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what gives no signal."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 def gateway_config(**keys: Any) -> GatewayConfig:
     return GatewayConfig(device_port=0, replica_port=0, load_port=0, **keys)
 
@@ -139,11 +152,10 @@ async def running_gateway(
     gateway = Gateway(config or gateway_config(), models or [ServedModelConfig(name="net")])
     await gateway.start()
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(gateway.run())
+        group.create_task(gateway.run())
         try:
             yield gateway
         finally:
-            running.cancel()
             await gateway.stop()
 
 
@@ -163,7 +175,7 @@ class TinyNet(torch.nn.Module):
 
 
 def tiny_net() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
-    """The factory ``cloud_peers:tiny_net``."""
+    """The factory ``tests.cloud_cluster.cloud_peers:tiny_net``."""
     generator = torch.Generator().manual_seed(3)
     net = TinyNet()
     with torch.no_grad():
@@ -186,6 +198,6 @@ class TinyTagger(torch.nn.Module):
 
 
 def tiny_tagger() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
-    """The factory ``cloud_peers:tiny_tagger``."""
+    """The factory ``tests.cloud_cluster.cloud_peers:tiny_tagger``."""
     torch.manual_seed(5)
     return TinyTagger(), (torch.tensor([[1, 2, 3, 4]]),)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cloud_cluster.executor import Outcome
+from cloud_cluster.gateway import Gateway
+from cloud_cluster.tail import Tail
+from shared.config import ServedModelConfig
+from shared.errors import DeadlineError, RefusedError
+from shared.wire import Message, MessageType
+from tests.cloud_cluster.cloud_peers import FakeDevice, gateway_config, running_gateway, until
+
+NET = ServedModelConfig(name="net", credits=2)
+
+
+class EchoExecutor:
+    """Sends every tensor back; waits for ``gate`` first."""
+
+    digest = "sha256:a"
+    unit_ms = (2.0, 1.0)
+
+    def __init__(
+        self, behave: Callable[[Message], None] = lambda _message: None, took_ms: float = 3.0
+    ) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.ran: list[int] = []
+        self.threads: set[int] = set()
+        self._behave = behave
+        self._took_ms = took_ms
+
+    def execute(self, message: Message) -> Outcome:
+        assert self.gate.wait(20)
+        self.threads.add(threading.get_ident())
+        self.ran.append(message.cut)
+        self._behave(message)
+        return Outcome(
+            tensors=message.header.tensors,
+            payloads=list(message.payloads),
+            compute_ms=self._took_ms,
+            expected_ms=3.0,
+        )
+
+
+@asynccontextmanager
+async def running_tail(
+    executor: EchoExecutor, *gateways: Gateway, heartbeat_ms: float = 20
+) -> AsyncIterator[Tail]:
+    tail = Tail(
+        NET,
+        [gateway.replica_endpoint for gateway in gateways],
+        executor=executor,
+        heartbeat_ms=heartbeat_ms,
+    )
+    await tail.start()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(tail.run())
+        try:
+            await tail.wait_ready()
+            yield tail
+        finally:
+            executor.gate.set()
+            await tail.stop(drain_s=2.0)
+
+
+async def test_work_is_answered_from_one_thread_that_is_not_the_loops() -> None:
+    executor = EchoExecutor()
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(executor, gateway) as tail,
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        (card,) = (await device.hello(net="sha256:a")).header.models
+        assert card.unit_ms == [2.0, 1.0]
+        for request_id in range(10):
+            await device.infer(request_id, b"%d" % request_id, cut=1)
+        answers = [await device.next(MessageType.RESULT) for _ in range(10)]
+        assert [(answer.request_id, bytes(answer.payloads[0])) for answer in answers] == [
+            (request_id, b"%d" % request_id) for request_id in range(10)
+        ]
+        assert answers[0].cut == 1
+        assert answers[0].header.replica == tail.replica
+        assert answers[0].header.timings.compute_ms == 3.0
+        assert answers[0].header.queue_ms == 0.0
+        assert executor.threads != {threading.get_ident()}
+        assert len(executor.threads) == 1
+
+
+async def test_two_credits_mean_that_one_waits_here_while_one_is_computed() -> None:
+    executor = EchoExecutor()
+    executor.gate.clear()
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(executor, gateway),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        for request_id in range(3):
+            await device.infer(request_id)
+        await device.settled()
+        state = gateway.status()["models"]["net"]
+        assert (state["in_flight"], state["queued"]) == (2, 1)
+        executor.gate.set()
+        answers = [await device.next(MessageType.RESULT) for _ in range(3)]
+        assert answers[1].header.timings.wait_ms > 0
+
+
+async def test_an_error_of_the_request_is_answered_and_the_replica_goes_on() -> None:
+    def refuse_odd_cuts(message: Message) -> None:
+        if message.cut % 2:
+            raise RefusedError("odd", 12.0)
+
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(EchoExecutor(refuse_odd_cuts), gateway),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        await device.infer(1, cut=1)
+        await device.infer(2, cut=2)
+        reply = await device.next(MessageType.ERROR)
+        assert (reply.request_id, reply.header.code) == (1, RefusedError.code)
+        assert (reply.header.message, reply.header.retry_after_ms) == ("odd", 12.0)
+        assert (await device.next(MessageType.RESULT)).request_id == 2
+
+
+async def test_work_whose_time_ran_out_in_the_replica_is_not_computed() -> None:
+    executor = EchoExecutor()
+    executor.gate.clear()
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(executor, gateway),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        await device.infer(1, cut=1)
+        await device.infer(2, cut=2, budget_ms=30)
+        await device.settled()
+        await asyncio.sleep(0.05)
+        executor.gate.set()
+        reply = await device.next(MessageType.ERROR)
+        assert (reply.request_id, reply.header.code) == (2, DeadlineError.code)
+        assert executor.ran == [1]
+
+
+async def test_a_defect_ends_the_replica_loudly_and_its_work_is_not_lost() -> None:
+    def fail(_message: Message) -> None:
+        raise ZeroDivisionError("a defect")
+
+    broken = EchoExecutor(fail)
+    broken.gate.clear()
+    async with running_gateway(NET) as gateway, FakeDevice(gateway.device_endpoint) as device:
+        tail = Tail(NET, [gateway.replica_endpoint], executor=broken, heartbeat_ms=20)
+        await tail.start()
+        running = asyncio.create_task(tail.run())
+        await tail.wait_ready()
+        await device.hello(net="sha256:a")
+        await device.infer(1)
+        async with running_tail(EchoExecutor(), gateway):
+            broken.gate.set()
+            with pytest.raises(ExceptionGroup) as caught:
+                await running
+            assert caught.group_contains(ZeroDivisionError, match="a defect")
+            assert (await device.next(MessageType.RESULT)).request_id == 1
+        await tail.stop()
+
+
+async def test_a_stopping_replica_answers_what_it_has() -> None:
+    executor = EchoExecutor()
+    executor.gate.clear()
+    async with running_gateway(NET) as gateway, FakeDevice(gateway.device_endpoint) as device:
+        async with running_tail(executor, gateway) as tail, asyncio.TaskGroup() as group:
+            await device.hello(net="sha256:a")
+            await device.infer(1)
+            await device.infer(2)
+            await device.settled()
+            stopping = group.create_task(tail.stop(drain_s=20.0))
+            await until(lambda: gateway.ready("net") == 0)
+            assert not stopping.done()
+            executor.gate.set()
+        answers = [await device.next(MessageType.RESULT) for _ in range(2)]
+        assert [answer.request_id for answer in answers] == [1, 2]
+
+
+async def test_a_replica_outlives_its_gateway_and_serves_its_successor() -> None:
+    executor = EchoExecutor()
+    async with running_gateway(NET) as first:
+        port = int(first.replica_endpoint.rpartition(":")[2])
+        tail = Tail(NET, [first.replica_endpoint], executor=executor, heartbeat_ms=20)
+        await tail.start()
+        running = asyncio.create_task(tail.run())
+        await tail.wait_ready()
+    config = gateway_config().model_copy(update={"replica_port": port})
+    async with running_gateway(NET, config=config) as second, FakeDevice(second.device_endpoint) as device:
+        await until(lambda: second.ready("net") == 1)
+        await device.hello(net="sha256:a")
+        await device.infer(1)
+        assert (await device.next(MessageType.RESULT)).request_id == 1
+        assert not running.done()
+        await tail.stop(drain_s=1.0)
+        await running
+
+
+async def test_a_replica_serves_several_gateways() -> None:
+    async with (
+        running_gateway(NET) as first,
+        running_gateway(NET) as second,
+        running_tail(EchoExecutor(), first, second),
+        FakeDevice(first.device_endpoint) as device,
+        FakeDevice(second.device_endpoint) as other,
+    ):
+        await until(lambda: first.ready("net") == second.ready("net") == 1)
+        for peer in (device, other):
+            await peer.hello(net="sha256:a")
+            await peer.infer(5, b"to " + str(peer is device).encode())
+        assert bytes((await device.next(MessageType.RESULT)).payloads[0]) == b"to True"
+        assert bytes((await other.next(MessageType.RESULT)).payloads[0]) == b"to False"
+
+
+async def test_a_slow_replica_says_so_and_forgets_it_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud_cluster.tail._SLOWDOWN_MEMORY_S", 0.1)
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(EchoExecutor(took_ms=12.0), gateway),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        for request_id in range(30):
+            await device.infer(request_id)
+        await until(lambda: gateway.status()["models"]["net"]["slowdown"] > 2.0)
+        await until(lambda: gateway.status()["models"]["net"]["slowdown"] < 1.1)
