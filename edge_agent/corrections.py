@@ -26,8 +26,8 @@ _LOW, _HIGH = 0.2, 10.0
 _TOO_SHORT_MS = 0.05
 """Stages predicted shorter than this measure the clock and the scheduler."""
 
-_HOLD_MS = {"device": 30_000.0, "cloud": 5_000.0}
-_HALF_LIFE_MS = {"device": 30_000.0, "cloud": 5_000.0}
+_HOLD_MS = {"device": 10_000.0, "cloud": 5_000.0}
+_HALF_LIFE_MS = {"device": 15_000.0, "cloud": 5_000.0}
 
 
 def _fade(age_ms: float, side: str) -> float:
@@ -102,7 +102,7 @@ class Corrections:
         if Stage.WAIT in measured:
             self._wait.add(measured[Stage.WAIT] - decision.load_wait_ms, now_ms)
         total = sum(measured.values())
-        if total > 0:
+        if Stage.DEVICE in measured and total > 0:  # an answer that came too late has its cloud stages only
             self._errors.append(abs(decision.predicted_ms - total) / total)
 
     def factor(self, stage: Stage, now_ms: float) -> float:

@@ -1,0 +1,655 @@
+"""The controller in a simulated world: events in, decisions out, no clock and no socket."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.controller import Controller, Decision
+from shared.codec import Codec
+from shared.config import CloudLinkConfig
+from shared.errors import PlanError, UnknownModelError
+from shared.graph.ir import Graph
+from shared.plan.latency import Conditions, latency_ms, stage_ms
+from shared.plan.objective import Latency
+from shared.plan.profile import Profile
+from shared.plan.solve import choose
+from shared.plan.stages import Stage
+from shared.wire.messages import Limits, LoadReport, ModelCard, ModelLoad
+from tests.shared.plan.builders import DIGEST, chain, profile_of
+
+UNITS = 24
+SIZES = [150_528, *(int(400_000 * 0.8**index) + 10 for index in range(UNITS - 1)), 1000]
+GRAPH: Graph = chain(SIZES)
+DEVICE_MS = [4.0] * UNITS
+CLOUD_MS = [0.4] * UNITS
+PROFILE: Profile = profile_of(GRAPH, DEVICE_MS)
+LOCAL_MS = sum(DEVICE_MS)
+
+
+def card(**changes: object) -> ModelCard:
+    values: dict[str, object] = {
+        "name": "net",
+        "digest": DIGEST,
+        "index": 0,
+        "unit_ms": CLOUD_MS,
+        "replicas": 1,
+    }
+    return ModelCard(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class World:
+    """What is true, and the controller that has to find out.  Loads are reported ten times a second."""
+
+    uplink_bps: float = 50e6
+    rtt_ms: float = 10.0
+    wait_ms: float = 0.0
+    reported_wait_ms: float | None = None
+    slowdown: float = 1.0
+    device: float = 1.0
+    cloud: float = 1.0
+    network_ms: float = 0.0
+    now_ms: float = 0.0
+    sequence: int = 0
+    controller: Controller = field(default_factory=lambda: Controller(CloudLinkConfig()))
+
+    def __post_init__(self) -> None:
+        self.controller.add_model("net", GRAPH, PROFILE, self.now_ms)
+
+    def connect(self) -> World:
+        self.controller.on_connected(self.now_ms)
+        self.controller.on_card(card(), self.now_ms)
+        self.report()
+        return self
+
+    def report(self, ready: int = 1) -> None:
+        self.sequence += 1
+        wait_ms = self.wait_ms if self.reported_wait_ms is None else self.reported_wait_ms
+        load = ModelLoad(
+            name="net",
+            ready=ready,
+            starting=0,
+            target=1,
+            queue_ms=wait_ms,
+            wait_ms=wait_ms,
+            slowdown=self.slowdown,
+        )
+        report = LoadReport(gateway="g", sequence=self.sequence, models=[load])
+        self.controller.on_load(report, self.now_ms)
+
+    def span(self, noise: float = 0.0) -> None:
+        self.controller.on_span(100_000, 100_000 * 8000 / (self.uplink_bps * (1 + noise)), self.now_ms)
+
+    def true_conditions(self) -> Conditions:
+        return Conditions(
+            self.uplink_bps,
+            self.rtt_ms,
+            wait_ms=self.wait_ms,
+            slowdown=self.slowdown,
+            device=self.device,
+            cloud=self.cloud,
+            network_ms=self.network_ms,
+            downlink_bps=self.uplink_bps,
+        )
+
+    def request(self) -> Decision:
+        """One request as it goes in truth, reported back as the agent would."""
+        decision = self.controller.decide("net", self.now_ms)
+        measured = stage_ms(decision.rows, decision.row, self.true_conditions())
+        self.now_ms += sum(measured.values())
+        if decision.is_local:
+            measured = {stage: measured[stage] for stage in (Stage.QUEUE, Stage.DEVICE, Stage.OVERHEAD)}
+        else:
+            if decision.payload_bytes >= 10_000:
+                self.controller.on_span(decision.payload_bytes, measured[Stage.UPLINK], self.now_ms)
+            self.controller.on_rtt(self.rtt_ms, self.now_ms)
+        self.report()
+        self.controller.on_timings(decision, measured, self.now_ms)
+        return decision
+
+    def regret(self, decision: Decision) -> float:
+        """The share by which the decision is slower than the best one, in truth."""
+        truth = latency_ms(self.controller.rows("net"), self.true_conditions())
+        return float(truth[decision.row] / truth.min() - 1)
+
+
+def decide(world: World, **arguments: object) -> Decision:
+    return world.controller.decide("net", world.now_ms, **arguments)  # type: ignore[arg-type]
+
+
+# -- reach
+
+
+def test_before_any_cloud_is_known_everything_is_local() -> None:
+    world = World()
+    assert decide(world).place == "device"
+    world.controller.on_connected(0.0)
+    assert decide(world).place == "device"
+    assert not decide(world).conditions.reachable
+
+
+def test_a_card_and_a_fast_link_move_work_to_the_cloud_and_a_lost_link_brings_it_back() -> None:
+    world = World().connect()
+    assert decide(world).place != "device"
+    world.controller.on_disconnected(world.now_ms)
+    local = decide(world)
+    assert local.place == "device"
+    assert local.reason == "no link to the cloud"
+    assert local.predicted_ms == pytest.approx(LOCAL_MS)
+    assert local.runner_up is None
+    world.controller.on_connected(world.now_ms)
+    world.report()
+    assert decide(world).place != "device"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"error": "digests differ"}, "digests differ"),
+        ({"digest": "sha256:" + "0" * 64}, "this device holds " + DIGEST),
+        ({"unit_ms": []}, "0 of 24 units are profiled"),
+    ],
+)
+def test_a_card_that_does_not_fit_keeps_work_on_the_device(changes: dict[str, object], reason: str) -> None:
+    world = World().connect()
+    world.controller.on_card(card(**changes), world.now_ms)
+    assert decide(world).place == "device"
+    assert reason in decide(world).reason
+    world.controller.on_card(card(), world.now_ms)
+    assert decide(world).place != "device"
+
+
+def test_no_ready_replica_means_no_cloud() -> None:
+    world = World().connect()
+    world.report(ready=0)
+    assert decide(world).place == "device"
+    assert decide(world).reason == "no replica is ready"
+    world.report(ready=1)
+    assert decide(world).place != "device"
+
+
+def test_payloads_beyond_the_gateways_limit_are_not_chosen() -> None:
+    world = World().connect()
+    world.controller.pin("net", 1, Codec.FLOAT32)
+    assert decide(world).payload_bytes == 1_600_040
+    world.controller.on_limits(Limits(max_message_bytes=1_600_000), world.now_ms)
+    assert decide(world).payload_bytes <= 1_600_000
+    assert decide(world, batch=8).payload_bytes <= 1_600_000
+
+
+def test_cards_and_loads_of_other_networks_are_ignored() -> None:
+    world = World().connect()
+    before = decide(world)
+    world.controller.on_card(card(name="other", unit_ms=[1.0]), world.now_ms)
+    assert decide(world) is before
+    with pytest.raises(UnknownModelError, match="it has: net"):
+        world.controller.decide("other", 0.0)
+
+
+# -- following the world
+
+
+@given(
+    st.floats(5e5, 2e8),
+    st.floats(2.0, 100.0),
+    st.booleans(),
+    st.lists(st.floats(-0.2, 0.2), min_size=13, max_size=13),
+)
+@settings(max_examples=60, deadline=None)
+def test_three_samples_after_a_step_the_decision_is_right(
+    rate: float, factor: float, up: bool, noise: list[float]
+) -> None:
+    world = World(uplink_bps=rate).connect()
+    for _ in range(5):
+        world.controller.on_rtt(world.rtt_ms, 0.0)
+    for deviation in noise[:10]:
+        world.span(deviation)
+    world.uplink_bps = rate * factor if up else rate / factor
+    for deviation in noise[10:]:
+        world.span(deviation)
+    # 5% of hysteresis, and what an estimate within 21% can cost at most.
+    assert world.regret(decide(world)) < 0.30
+
+
+@given(st.floats(5e5, 2e8), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_noise_of_a_fifth_causes_no_flapping(rate: float, seed: int) -> None:
+    draw = random.Random(seed)
+    world = World(uplink_bps=rate).connect()
+    for _ in range(20):
+        world.span(draw.uniform(-0.2, 0.2))
+        world.controller.on_rtt(world.rtt_ms, 0.0)
+    settled = len(world.controller.switches)
+    for _ in range(300):
+        world.now_ms += 100
+        world.report()
+        world.span(draw.uniform(-0.2, 0.2))
+        assert world.regret(decide(world)) < 0.10
+    assert len(world.controller.switches) - settled <= 4
+
+
+def test_a_throttled_device_moves_the_cut_within_five_requests_and_back() -> None:
+    world = World(uplink_bps=6e6).connect()
+    for _ in range(20):
+        world.request()
+    assert decide(world).cut.edge_units
+    world.device = 3.0
+    for _ in range(5):
+        world.request()
+    assert world.regret(decide(world)) < 0.06
+    assert decide(world).conditions.device == pytest.approx(3.0, rel=0.02)
+    assert "device" in world.controller.switches[-1].reason
+    assert decide(world).place == "cloud"  # so nothing more is seen of the device: what is known must fade
+    world.device = 1.0
+    while world.now_ms < 90_000:
+        world.request()
+    assert world.regret(decide(world)) < 0.06
+
+
+def test_a_cloud_that_is_busier_than_it_reports_is_found_out_within_five_requests() -> None:
+    world = World(uplink_bps=50e6).connect()
+    for _ in range(10):
+        world.request()
+    assert decide(world).place == "cloud"
+    world.reported_wait_ms, world.wait_ms = 0.0, 90.0
+    for _ in range(5):
+        world.request()
+    assert decide(world).place == "device"
+    assert "queue wait" in decide(world).reason
+
+
+def test_a_slow_cloud_that_reports_nothing_is_found_out_within_five_requests() -> None:
+    world = World(uplink_bps=50e6).connect()
+    world.request()
+    world.cloud = 9.0
+    for _ in range(5):
+        world.request()
+    assert world.regret(decide(world)) < 0.06
+
+
+def test_what_was_learned_of_the_cloud_fades_so_that_it_is_tried_again() -> None:
+    world = World(uplink_bps=50e6).connect()
+    world.reported_wait_ms, world.wait_ms = 0.0, 200.0
+    for _ in range(6):
+        world.request()
+    assert decide(world).place == "device"
+    world.wait_ms = 0.0
+    for _ in range(400):
+        world.now_ms += 100
+        world.report()
+    assert decide(world).place == "cloud"
+
+
+def test_the_way_between_is_learned_beyond_the_ping() -> None:
+    world = World(network_ms=6.0).connect()
+    for _ in range(20):
+        world.request()
+    assert decide(world).conditions.network_ms == pytest.approx(6.0, abs=0.2)
+    assert world.controller.prediction_error("net") == pytest.approx(0.0, abs=0.05)
+
+
+def test_one_odd_reply_changes_nothing() -> None:
+    world = World().connect()
+    for _ in range(10):
+        world.request()
+    before = decide(world)
+    odd = {stage: ms * 50 for stage, ms in before.predicted.items()}
+    world.controller.on_timings(before, odd, world.now_ms)
+    after = decide(world)
+    assert after.cut == before.cut
+    assert after.predicted_ms == pytest.approx(before.predicted_ms, rel=0.10)
+
+
+def test_a_small_steady_gain_is_taken_after_a_while_and_not_before() -> None:
+    world = World(uplink_bps=1e9).connect()
+    world.span()
+    rows = world.controller.rows("net")
+    start = decide(world)
+
+    def gain(rate: float) -> float:
+        truth = latency_ms(rows, replace(start.conditions, uplink_bps=rate, downlink_bps=rate))
+        return 1 - float(truth.min() / truth[start.row])
+
+    world.uplink_bps = next(rate for rate in (1e9 / 1.01**step for step in range(2000)) if gain(rate) > 0.02)
+    for _ in range(3):
+        world.span()
+    held = decide(world)
+    assert held.row == start.row
+    assert 0.01 < held.gain < 0.05
+    for _ in range(30):
+        world.now_ms += 100
+        world.report()
+    assert decide(world).row != start.row
+    assert decide(world).gain == 0
+    assert decide(world).reason.startswith("better for some time")
+
+
+# -- stale knowledge
+
+
+def test_a_stale_load_report_is_unknown_and_never_nothing() -> None:
+    world = World().connect()
+    assert decide(world).conditions.wait_ms == 0
+    world.now_ms += 301
+    stale = decide(world)
+    assert stale.conditions.wait_ms >= 20
+    assert stale.load_age_ms == 301
+    world.report()
+    assert decide(world).conditions.wait_ms == 0
+
+
+def test_a_busy_cloud_that_fell_silent_is_not_taken_to_be_idle() -> None:
+    world = World(wait_ms=80.0, slowdown=3.0).connect()
+    world.now_ms += 5_000
+    assert decide(world).conditions.wait_ms == 80
+    assert decide(world).conditions.slowdown == 3
+
+
+def test_load_reports_out_of_order_are_ignored() -> None:
+    world = World().connect()
+    world.sequence, world.wait_ms = 10, 5.0
+    world.report()
+    world.sequence, world.wait_ms = 7, 500.0
+    world.report()
+    assert decide(world).conditions.wait_ms == 5
+
+
+# -- requests that went wrong
+
+
+def test_an_answer_that_does_not_come_makes_the_link_slow_and_a_probe_due() -> None:
+    world = World(uplink_bps=100e6).connect()
+    for _ in range(5):
+        world.request()
+    world.controller.pin("net", 1, Codec.UINT8)
+    sent = decide(world)
+    world.controller.unpin("net")
+    world.controller.on_probe_sent(12_288, world.now_ms)
+    world.now_ms += 3_000
+    world.report()
+    world.controller.on_overdue(sent, 3_000.0, world.now_ms)
+    after = decide(world)
+    assert after.link.bounded
+    assert after.conditions.uplink_bps == pytest.approx(sent.payload_bytes * 8 / 3.0, rel=0.1)
+    assert world.controller.wants_probe(world.now_ms) > 0
+    world.span()
+    assert decide(world).place == "cloud"
+
+
+def test_a_request_that_is_not_late_yet_teaches_nothing() -> None:
+    world = World().connect()
+    before = decide(world)
+    world.controller.on_overdue(before, before.remote_ms * 0.9, world.now_ms)
+    assert decide(world) is before
+
+
+def test_a_cloud_that_never_answers_is_left_alone_for_longer_each_time() -> None:
+    world = World(uplink_bps=100e6).connect()
+    for _ in range(3):
+        world.span()
+    tries: list[float] = []
+    while world.now_ms < 120_000:
+        world.now_ms += 100
+        world.report()
+        world.span()
+        decision = decide(world)
+        if not decision.is_local:
+            tries.append(world.now_ms)
+            world.now_ms += 1_000
+            world.controller.on_overdue(decision, 1_000.0, world.now_ms)
+    assert 2 <= len(tries) <= 12
+    assert tries[-1] - tries[-2] > 5_000
+
+
+def test_refusals_keep_work_local_for_as_long_as_asked_and_longer_each_time() -> None:
+    world = World().connect()
+    for expected_ms in (250, 500, 1000, 2000, 4000, 8000, 8000):
+        assert decide(world).place != "device"
+        world.controller.on_refused("net", 0.0, world.now_ms)
+        assert decide(world).place == "device"
+        assert decide(world).reason == "the cloud refused work"
+        world.now_ms += expected_ms - 1
+        world.report()
+        assert decide(world).place == "device"
+        world.now_ms += 1
+    world.controller.on_refused("net", 20_000.0, world.now_ms)
+    world.now_ms += 19_999
+    assert decide(world).place == "device"
+
+
+def test_an_answer_ends_the_series_of_refusals() -> None:
+    world = World().connect()
+    for _ in range(5):
+        world.controller.on_refused("net", 0.0, world.now_ms)
+    world.now_ms += 10_000
+    world.report()
+    assert not world.request().is_local
+    world.controller.on_refused("net", 0.0, world.now_ms)
+    world.now_ms += 250
+    assert decide(world).place != "device"
+
+
+# -- probes
+
+
+def test_a_link_without_traffic_is_probed_and_its_return_is_noticed() -> None:
+    world = World(uplink_bps=0.2e6).connect()
+    for _ in range(3):
+        world.span()
+    assert decide(world).place == "device"
+    world.uplink_bps = 80e6
+    probed: list[float] = []
+    while decide(world).place == "device" and world.now_ms < 60_000:
+        world.now_ms += 100
+        world.report()
+        size = world.controller.wants_probe(world.now_ms)
+        if size:
+            probed.append(world.now_ms)
+            world.controller.on_probe_sent(size, world.now_ms)
+            world.controller.on_span(size, size * 8000 / world.uplink_bps, world.now_ms)
+    assert decide(world).place == "cloud"
+    assert len(probed) <= 3
+    assert world.now_ms < 10_000
+
+
+def test_probes_stay_within_one_percent_of_the_link() -> None:
+    world = World(uplink_bps=8e6).connect()
+    sent = 0
+    for _ in range(36_000):
+        world.now_ms += 100
+        size = world.controller.wants_probe(world.now_ms)
+        if size:
+            sent += size
+            world.controller.on_probe_sent(size, world.now_ms)
+            world.controller.on_span(size, size * 8000 / world.uplink_bps, world.now_ms)
+    saved_up = 6 * 32_768
+    assert 0.5 * 0.01 * 1e6 * 3600 < sent <= 0.01 * 1e6 * 3600 + saved_up
+
+
+def test_traffic_that_measures_the_link_makes_probes_needless() -> None:
+    world = World().connect()
+    for _ in range(100):
+        world.now_ms += 500
+        world.span()
+        assert world.controller.wants_probe(world.now_ms) == 0
+
+
+def test_no_link_and_no_bytes_mean_no_probes() -> None:
+    assert World().controller.wants_probe(0.0) == 0
+    silent = Controller(CloudLinkConfig(probe_bytes=0))
+    silent.on_connected(0.0)
+    assert silent.wants_probe(60_000.0) == 0
+
+
+# -- deadlines, batches, pins
+
+
+def test_a_deadline_overrides_hysteresis_but_changes_nothing_for_the_next_request() -> None:
+    world = World(uplink_bps=1e9).connect()
+    world.span()
+    start = decide(world)
+    rows = world.controller.rows("net")
+    for rate in (1e9 / 1.01**step for step in range(2000)):
+        truth = latency_ms(rows, replace(start.conditions, uplink_bps=rate, downlink_bps=rate))
+        if 1 - truth.min() / truth[start.row] > 0.03:
+            break
+    world.uplink_bps = rate
+    for _ in range(3):
+        world.span()
+    held = decide(world)
+    assert held.row == start.row
+    between = held.predicted_ms * (1 - held.gain / 2)
+    urgent = decide(world, deadline_ms=between)
+    assert urgent.predicted_ms <= between
+    assert "deadline" in urgent.reason
+    assert decide(world, deadline_ms=held.predicted_ms + 1) is held
+    assert decide(world) is held
+
+
+def test_a_deadline_that_nothing_meets_gets_the_fastest() -> None:
+    world = World().connect()
+    assert decide(world, deadline_ms=0.01).gain == 0
+
+
+def test_a_larger_batch_has_its_own_optimum() -> None:
+    world = World(uplink_bps=6e6).connect()
+    for _ in range(10):
+        world.span()
+    one, eight = decide(world), decide(world, batch=8)
+    assert eight.conditions.batch == 8
+    truth = latency_ms(eight.rows, replace(one.conditions, batch=8))
+    assert eight.predicted_ms == pytest.approx(truth.min())
+    assert eight.payload_bytes == 8 * round(float(eight.rows.payload_bytes[eight.row]))
+    assert decide(world, batch=8) is eight
+    world.span()
+    assert decide(world, batch=8) is not eight
+    assert decide(world).conditions.batch == 1
+
+
+def test_a_pin_holds_whatever_the_link_does_except_without_one() -> None:
+    world = World().connect()
+    world.controller.pin("net", 5, Codec.FLOAT16)
+    for rate in (1e5, 1e9):
+        world.uplink_bps = rate
+        for _ in range(3):
+            world.span()
+        assert decide(world).cut.index == 5
+        assert decide(world).codec is Codec.FLOAT16
+        assert decide(world, deadline_ms=0.01).cut.index == 5
+        assert decide(world, batch=4).cut.index == 5
+    world.controller.on_disconnected(world.now_ms)
+    assert decide(world).place == "device"
+    world.controller.on_connected(world.now_ms)
+    assert decide(world).reason == "pinned"
+    world.controller.unpin("net")
+    assert decide(world).place == "cloud"
+    world.controller.pin("net", UNITS)
+    assert decide(world).place == "device"
+
+
+def test_a_pin_on_what_is_not_there_is_refused() -> None:
+    world = World().connect()
+    with pytest.raises(PlanError, match="cuts 0 to 24, not 25"):
+        world.controller.pin("net", 25)
+    with pytest.raises(PlanError, match=r"may use .*uint8.*, not int4"):
+        world.controller.pin("net", 3, Codec.INT4)
+
+
+# -- records
+
+
+def random_events(world: World, draw: random.Random, record: Callable[[Decision], None]) -> None:
+    for _ in range(300):
+        world.now_ms += draw.choice([0.0, 5.0, 40.0, 400.0])
+        kind = draw.randrange(9)
+        if kind == 0:
+            world.uplink_bps = 10 ** draw.uniform(5, 9)
+        elif kind == 1:
+            world.span(draw.uniform(-0.2, 0.2))
+        elif kind == 2:
+            world.controller.on_rtt(draw.uniform(1, 100), world.now_ms)
+        elif kind == 3:
+            world.wait_ms, world.slowdown = draw.choice([0.0, 50.0]), draw.choice([1.0, 4.0])
+            world.report(ready=draw.choice([0, 1, 1, 2]))
+        elif kind == 4:
+            world.request()
+        elif kind == 5:
+            world.controller.on_overdue(decide(world), draw.uniform(1, 3000), world.now_ms)
+        elif kind == 6 and draw.random() < 0.3:
+            world.controller.on_refused("net", draw.choice([0.0, 300.0]), world.now_ms)
+        elif kind == 7 and draw.random() < 0.3:
+            world.controller.on_disconnected(world.now_ms)
+        elif kind == 8 and draw.random() < 0.6:
+            world.controller.on_connected(world.now_ms)
+        record(decide(world))
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_whatever_happens_every_decision_is_sound_and_can_be_made_again_from_its_record(seed: int) -> None:
+    world = World().connect()
+    seen: list[Decision] = []
+    random_events(world, random.Random(seed), seen.append)
+    for decision in [*seen, *world.controller.log]:
+        assert math.isfinite(decision.predicted_ms)
+        assert decision.predicted_ms == pytest.approx(sum(decision.predicted.values()))
+        if not decision.conditions.reachable:
+            assert decision.is_local
+        scores = Latency().score(decision.rows, decision.conditions)
+        assert choose(scores, decision.previous, decision.threshold).row == decision.row
+        json.dumps(decision.as_dict(), allow_nan=False)
+    for switch in world.controller.switches:
+        assert switch.reason
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=10, deadline=None)
+def test_the_same_events_give_the_same_decisions(seed: int) -> None:
+    told = []
+    for _ in range(2):
+        decisions: list[dict[str, object]] = []
+        random_events(
+            World().connect(),
+            random.Random(seed),
+            lambda decision, kept=decisions: kept.append(decision.as_dict()),  # type: ignore[misc]
+        )
+        told.append(decisions)
+    assert told[0] == told[1]
+
+
+def test_the_log_is_bounded() -> None:
+    controller = Controller(CloudLinkConfig(), log_length=10)
+    controller.add_model("net", GRAPH, PROFILE, 0.0)
+    for now in range(50):
+        controller.on_rtt(5.0, float(now))
+    assert len(controller.log) == 10
+
+
+def test_a_record_tells_a_person_what_was_decided_on_what_and_why() -> None:
+    world = World(uplink_bps=100e6).connect()
+    for _ in range(3):
+        world.span()
+        world.controller.on_rtt(10.0, world.now_ms)
+    world.uplink_bps = 9e6
+    for _ in range(3):
+        world.span()
+    decision = decide(world)
+    assert decision.place == "split"
+    told = decision.as_dict()
+    assert told["cut_name"] == decision.cut.name
+    assert told["codec"] == decision.codec.label
+    assert told["runner_up"]["place"] in ("device", "split", "cloud")
+    assert told["margin"] == pytest.approx(told["runner_up"]["cost"] - told["cost"])
+    assert told["conditions"]["uplink_bps"] == pytest.approx(9e6)
+    assert told["rtt_age_ms"] == 0
+    assert "uplink 100 -> 9 Mbps" in told["reason"]
+    assert decision.cut.name in str(decision)
+    assert set(told["predicted"]) == {stage.value for stage in Stage}
