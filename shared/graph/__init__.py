@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from shared.graph.ir import BatchInt, Cut, EnumArg, Graph, Op, Ref, Unit
 
 if TYPE_CHECKING:
+    from shared.graph.bundle import Bundle, load_bundle, read_bundle, save_bundle
     from shared.graph.captured import CapturedModel
     from shared.graph.run import Mode, Program, State, load
 
 __all__ = [
     "BatchInt",
+    "Bundle",
     "CapturedModel",
     "Cut",
     "EnumArg",
@@ -28,9 +30,16 @@ __all__ = [
     "State",
     "Unit",
     "load",
+    "load_bundle",
+    "read_bundle",
+    "save_bundle",
 ]
 
 _NEEDS_TORCH = {
+    "Bundle": "bundle",
+    "load_bundle": "bundle",
+    "read_bundle": "bundle",
+    "save_bundle": "bundle",
     "CapturedModel": "captured",
     "load": "run",
     "Mode": "run",

@@ -17,7 +17,7 @@ import torch
 from shared.errors import BundleError
 from shared.graph.ir import UNUSED, Arg, BatchInt, EnumArg, Op, Ref
 
-__all__ = ["Call", "SlotLayout", "Step", "call_of", "depends_on_batch", "overload"]
+__all__ = ["Call", "SlotLayout", "Step", "call_of", "depends_on_batch", "draws_random_numbers", "overload"]
 
 Step = Callable[[list[Any]], None]
 
@@ -83,6 +83,18 @@ def depends_on_batch(op: Op) -> bool:
         return isinstance(arg, BatchInt) or (isinstance(arg, tuple) and any(map(varies, arg)))
 
     return any(map(varies, op.args)) or any(varies(arg) for _, arg in op.kwargs)
+
+
+def draws_random_numbers(op: Op) -> bool:
+    """Recurrent layers, attention and dropout do in training only."""
+    function = overload(op.target)
+    if torch.Tag.nondeterministic_seeded not in function.tags:
+        return False
+    names = [argument.name for argument in function._schema.arguments]
+    given = {**dict(zip(names, op.args, strict=False)), **dict(op.kwargs)}
+    if "dropout_p" in names:
+        return given.get("dropout_p", 0.0) != 0.0
+    return not any(given.get(name, True) is False for name in ("train", "training"))
 
 
 def _constant(arg: Arg, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from shared.errors import CaptureError
+from shared.graph.calls import draws_random_numbers
 from shared.graph.ir import UNUSED, Arg, BatchInt, EnumArg, Op, Ref
 from shared.graph.operators import base_name
 from shared.graph.units import TracedGraph, TracedOp
@@ -186,11 +187,11 @@ class _Translation:
             tuple((key, self._arg(node.kwargs[key], node)) for key in sorted(node.kwargs.keys() - _IGNORED)),
             tuple(outputs),
         )
+        if draws_random_numbers(op):
+            _refuse(node, f"{op.target} draws random numbers, so device and cloud would differ")
         self.traced.append(TracedOp(op, _path(node), user_line(node)))
 
     def _refuse_operator(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
-        if torch.Tag.nondeterministic_seeded in target.tags and not _draws_nothing(node, target):
-            _refuse(node, f"{target} draws random numbers, so device and cloud would differ")
         if target._schema.is_mutable:
             _refuse(node, f"{target} changes a tensor in place")
         if "as_strided" in str(target):
@@ -294,15 +295,6 @@ class _Translation:
         if not (per_batch.is_Integer and fixed.is_Integer and linear == per_batch * _BATCH + fixed):
             raise NonlinearSizeError(_reason(node, f"a size is not linear in the batch size ({linear})"))
         return int(per_batch), int(fixed)
-
-
-def _draws_nothing(node: fx.Node, target: torch._ops.OpOverload) -> bool:
-    """Recurrent layers, attention and dropout are random in training only."""
-    names = [argument.name for argument in target._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    if "dropout_p" in names:
-        return not given.get("dropout_p", 0.0)
-    return any(given.get(name, True) is False for name in ("train", "training"))
 
 
 def _integer(per_batch: int, fixed: int) -> BatchInt | int:

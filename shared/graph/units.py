@@ -26,7 +26,7 @@ from shared.graph.operators import (
 from shared.graph.tree import Tree
 from shared.tensor import SymbolicSpec
 
-__all__ = ["TracedGraph", "TracedOp", "assemble"]
+__all__ = ["TracedGraph", "TracedOp", "assemble", "unit_flow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +240,7 @@ def _units(
     outputs: Sequence[int],
 ) -> tuple[Unit, ...]:
     parts = [tuple(renumbered[id(item)] for item in group) for group in groups]
-    flowing = {slots[slot] for slot in traced.inputs}
-    flowing.update(slot for ops in parts for op in ops for slot in op.written)
-    reads = []
-    for ops in parts:
-        own = {slot for op in ops for slot in op.written}
-        read = dict.fromkeys(slot for op in ops for slot in op.reads if slot in flowing and slot not in own)
-        reads.append(tuple(read))
-    wanted = {slot for read in reads for slot in read} | set(outputs)
+    reads, writes = unit_flow(parts, [slots[slot] for slot in traced.inputs], outputs)
     names = _unique([_name(group) for group in groups])
     return tuple(
         Unit(
@@ -256,10 +249,28 @@ def _units(
             kind=_label(_heaviest(groups[index])),
             ops=ops,
             reads=reads[index],
-            writes=tuple(slot for op in ops for slot in op.written if slot in wanted),
+            writes=writes[index],
         )
         for index, ops in enumerate(parts)
     )
+
+
+def unit_flow(
+    unit_ops: Sequence[Sequence[Op]], inputs: Sequence[int], outputs: Sequence[int]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """What each unit reads of inputs and other units, and what it writes for others or the caller."""
+    flowing = {*inputs, *(slot for ops in unit_ops for op in ops for slot in op.written)}
+    reads = []
+    for ops in unit_ops:
+        own = {slot for op in ops for slot in op.written}
+        reads.append(
+            tuple(
+                dict.fromkeys(slot for op in ops for slot in op.reads if slot in flowing and slot not in own)
+            )
+        )
+    wanted = {*outputs, *(slot for read in reads for slot in read)}
+    writes = [tuple(slot for op in ops for slot in op.written if slot in wanted) for ops in unit_ops]
+    return reads, writes
 
 
 def _heaviest(group: Sequence[TracedOp]) -> TracedOp:
