@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from shared.wire.messages import Limits
 
-__all__ = ["MAX_DEPTH", "MAX_DIM", "MAX_RANK", "MAX_TENSORS", "WireLimits"]
+__all__ = ["MAX_DEPTH", "MAX_TENSORS", "WireLimits"]
 
-MAX_RANK = 8
-MAX_DIM = 2**31 - 1
 MAX_TENSORS = 255
 """The tensor count is one byte of frame 0."""
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from shared.codec import Codec, Form, decode, encode, max_payload_bytes, raw_bytes
 from shared.errors import CodecError
 from shared.tensor import DType, TensorSpec, order_from_strides
+from shared.wire import WireLimits, decode_message, encode_message
+from shared.wire.messages import Infer
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 OTHERS = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
@@ -293,6 +295,24 @@ class TestStages:
         header, payload = encode(tensor, Codec.UINT8_LZ4, 0)
         assert header.codec == Codec.UINT8
         assert len(payload) == raw_bytes(spec_of(tensor), Codec.UINT8)
+
+
+def test_tensors_cross_the_wire_in_one_message():
+    live = {
+        4: seeded(2, 3, 8, 8).to(memory_format=torch.channels_last),
+        2: torch.arange(6).view(2, 3),
+        9: torch.zeros(0, 3),
+    }
+    sent = [encode(tensor, Codec.UINT8_ZSTD, slot) for slot, tensor in live.items()]
+    header = Infer(batch=2, tensors=[tensor for tensor, _ in sent], reply_codec=Codec.FLOAT32)
+    frames = encode_message(header, [payload for _, payload in sent], codec=Codec.UINT8_ZSTD)
+    message = decode_message([bytes(frame) for frame in frames], WireLimits())
+    for tensor_header, payload in zip(message.header.tensors, message.payloads, strict=True):
+        tensor = live.pop(tensor_header.slot)
+        decoded = decode(tensor_header, payload, spec_of(tensor))
+        assert torch.equal(decoded, round_trip(tensor, Codec.UINT8))
+        assert decoded.stride() == tensor.stride()
+    assert not live
 
 
 class TestRefusals:
