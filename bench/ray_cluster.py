@@ -1,0 +1,109 @@
+"""A Ray cluster of one's own on this machine: beside any other, and gone without a trace afterwards.
+
+``ray stop`` ends every Ray process of the user, so it is never used here.  Every process that a cluster
+starts carries a mark in its environment, by which those that outlived their parents are found and ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from bench.child import Child, ChildError, free_ports
+
+__all__ = ["RayCluster"]
+
+_MARK = "SUTURE_BENCH_CLUSTER"
+_STARTED = "Ray runtime started"
+
+
+class RayCluster:
+    """``environment`` is what a process needs to join: pass it to children that use this cluster."""
+
+    def __init__(self, head: Child, environment: Mapping[str, str]) -> None:
+        self.head = head
+        self.environment = environment
+        self.address = environment["RAY_ADDRESS"]
+
+    @classmethod
+    async def start(cls, scratch: Path, *, num_cpus: int = 2, timeout_s: float = 90.0) -> RayCluster:
+        """Start a head node that keeps its files under ``scratch``, a short path: Ray's sockets are in it.
+
+        Raises ChildError with Ray's own words when it does not start.
+        """
+        port, client_port = free_ports(2)
+        environment = {
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            _MARK: secrets.token_hex(8),
+        }
+        argv = [_beside_python("ray"), "start", "--head", "--block", f"--port={port}"]
+        argv += [f"--num-cpus={num_cpus}", f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"]
+        argv += [
+            "--include-dashboard=false",
+            f"--ray-client-server-port={client_port}",
+            "--disable-usage-stats",
+        ]
+        # The head must not take the address to join for one of another cluster.
+        own = {**environment, "RAY_ADDRESS": ""}
+        log = scratch / "ray-head.log"
+        head = await Child.start("ray start", argv, log, env=own, controlled=False)
+        cluster = cls(head, environment)
+        try:
+            await cluster._wait_started(log, timeout_s)
+        except BaseException:
+            await cluster.stop()
+            raise
+        return cluster
+
+    async def _wait_started(self, log: Path, timeout_s: float) -> None:
+        give_up_s = time.monotonic() + timeout_s
+        while _STARTED not in await asyncio.to_thread(log.read_text, errors="replace"):
+            if self.head.returncode is not None:
+                raise ChildError(f"ray start ended with code {self.head.returncode}{self.head.tail()}")
+            if time.monotonic() > give_up_s:
+                raise ChildError(f"ray start took more than {timeout_s:g} s{self.head.tail()}")
+            with suppress(TimeoutError):
+                await self.head.wait(0.2)
+
+    async def stop(self) -> None:
+        """End the head and whatever carries the cluster's mark."""
+        # Nothing of it is kept, so that there is nothing worth waiting for.
+        await self.head.stop(grace_s=1.0)
+        await asyncio.to_thread(_end_marked, f"{_MARK}={self.environment[_MARK]}".encode())
+
+
+def _beside_python(command: str) -> str:
+    """The command of this environment, also where its directory is not on the PATH."""
+    return str(Path(sys.executable).with_name(command))
+
+
+def _end_marked(mark: bytes) -> None:
+    # Again until none is left: one that is ended here may have been starting another.
+    for _ in range(100):
+        marked = [pid for pid in _own_processes() if mark in _environment(pid)]
+        if not marked:
+            return
+        for pid in marked:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _own_processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone by now, or another user's
+        return []

@@ -1,0 +1,54 @@
+"""A slower device than this machine: the same compute, followed by a sleep.
+
+Device and cloud of a demo or bench run on one machine, where no sensible plan would ever leave the
+device.  Every section of compute of a :class:`StretchedRunner` takes ``factor`` times as long as it was
+measured to take, encoding and decoding included, and so does the profile that the planner rests on.
+Nothing else is slower: not the agent's own bookkeeping, and not the link.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from edge_agent.agent import RunnerFactory
+from edge_agent.runner import Runner
+
+__all__ = ["StretchedRunner", "stretched"]
+
+T = TypeVar("T")
+
+
+class StretchedRunner(Runner):
+    """A :class:`edge_agent.runner.Runner` whose compute takes ``factor`` times as long, at least 1.
+
+    The sleep leaves the processor to the cloud's replica, as a device's own processor would.
+    """
+
+    def __init__(self, factor: float, device: str = "cpu", threads: int | None = None) -> None:
+        if not factor >= 1:
+            raise ValueError(f"compute can be stretched, not shortened: the factor is {factor}")
+        self.factor = factor
+        super().__init__(device, threads)
+
+    @property
+    def profile_device(self) -> str:
+        # Its own name: a stretched profile must never be taken for one of the real device.
+        return f"{super().profile_device} stretched {self.factor:g}x"
+
+    def profile_clock(self) -> float:
+        return super().profile_clock() * self.factor
+
+    def _timed(self, section: str, body: Callable[[], T]) -> tuple[T, float]:
+        value, ms = super()._timed(section, body)
+        started = time.perf_counter()
+        time.sleep(ms * (self.factor - 1) / 1000.0)
+        # As it came to be, with what the sleep took too long: the breakdown has to sum up.
+        return value, ms + (time.perf_counter() - started) * 1000.0
+
+
+def stretched(factor: float) -> RunnerFactory:
+    """What makes the agent's compute ``factor`` times as long."""
+    return partial(StretchedRunner, factor)
