@@ -19,6 +19,7 @@ from shared.errors import ConfigError
 
 __all__ = [
     "AgentConfig",
+    "CalibrationConfig",
     "CloudConfig",
     "CloudLinkConfig",
     "GatewayConfig",
@@ -54,11 +55,34 @@ class ModelSource(_Section):
         return self
 
 
+class CalibrationConfig(_Section):
+    """Typical inputs: payload sizes and the accuracy gate are measured on them.
+
+    Give a folder of files (images for an image network, .npy arrays for any network of one input) or a
+    factory that returns a list of calls, each a tuple of arguments at batch 1.  With neither, inputs are
+    made up from the network's example, and plans say so.
+    """
+
+    folder: Path | None = None
+    factory: Annotated[str | None, Field(pattern=r"^[\w.]+:[\w.]+$")] = None
+    samples: int = Field(default=16, ge=1, le=1024, description="at most so many inputs are used")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CalibrationConfig:
+        if self.folder is not None and self.factory is not None:
+            raise ValueError("give folder or factory, not both")
+        return self
+
+
 class ModelConfig(ModelSource):
     """A network on the device."""
 
     deadline_ms: float = Field(default=2000.0, gt=0)
     codecs: list[str] | None = None
+    min_agreement: float = Field(
+        default=0.99, ge=0, le=1, description="lossy codecs below it are no candidates"
+    )
+    calibration: CalibrationConfig = CalibrationConfig()
     hysteresis: float = Field(default=0.05, ge=0, lt=1)
 
 

@@ -1,0 +1,124 @@
+"""The accuracy gate: what a lossy codec at a cut does to the network's answer, on calibration inputs.
+
+Measured once for a network and its calibration inputs and kept in the cache directory.  Entropy stages
+are lossless, so a gate speaks of forms: every codec of one form at one cut has the same fidelity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from shared.codec import Codec, Form
+
+__all__ = ["Agreement", "Fidelity", "Gate", "GateKey", "load_gate"]
+
+Agreement = Literal["top1", "cosine"]
+"""``top1``: the share of samples whose most likely class stays the same.  ``cosine``: the mean cosine
+similarity of the outputs, that of the worst output where there are several."""
+
+_FORMAT = 1
+
+
+class Fidelity(NamedTuple):
+    """``agreement`` in the gate's measure, 1 for the same answer; ``error`` is the worst relative error,
+    largest difference over largest value of an output."""
+
+    agreement: float
+    error: float
+
+
+_SAME = Fidelity(1.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GateKey:
+    """What a gate depends on.  ``calibration`` names the inputs and their number."""
+
+    digest: str
+    calibration: str
+    agreement: Agreement
+    mode: str = "fused"
+
+    @property
+    def file_name(self) -> str:
+        text = json.dumps([_FORMAT, *self.as_dict().values()])
+        return f"gate-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+    def as_dict(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Fidelities of the topological cuts: ``measured[live slots][form]``.
+
+    Cuts that send the same tensors share one entry.  A pair that was not measured has no fidelity, and is
+    no candidate where agreement is asked for.
+    """
+
+    key: GateKey
+    samples: int
+    measured: Mapping[tuple[int, ...], Mapping[Form, Fidelity]]
+
+    def fidelity(self, live: tuple[int, ...], codec: Codec) -> Fidelity | None:
+        """That of sending ``live`` in ``codec``; None when it was not measured."""
+        if codec.form is Form.EXACT or not live:
+            return _SAME
+        return self.measured.get(live, {}).get(codec.form)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "key": self.key.as_dict(),
+                "samples": self.samples,
+                "measured": [
+                    [list(live), {form.name: list(fidelity) for form, fidelity in forms.items()}]
+                    for live, forms in self.measured.items()
+                ],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Gate:
+        """Raises ValueError when the text is not a gate of this format, whatever is wrong with it."""
+        try:
+            values = json.loads(text)
+            if values["format"] != _FORMAT:
+                raise ValueError(f"format {values['format']} instead of {_FORMAT}")
+            measured = {
+                tuple(int(slot) for slot in live): {
+                    Form[name]: Fidelity(*_finite(numbers)) for name, numbers in forms.items()
+                }
+                for live, forms in values["measured"]
+            }
+            return cls(GateKey(**values["key"]), int(values["samples"]), measured)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a gate: {type(error).__name__} {error}") from error
+
+
+def _finite(values: Any) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"not a gate: {values!r} holds what is no number")
+    return numbers
+
+
+def load_gate(cache_dir: Path, key: GateKey) -> tuple[Gate | None, str | None]:
+    """The gate kept for this key, and a warning to show when a file is there but of no use."""
+    path = cache_dir / key.file_name
+    try:
+        gate = Gate.from_json(path.read_bytes())
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:
+        return None, f"ignored the accuracy gate in {path}, measuring again: {error}"
+    if gate.key != key:
+        return None, f"ignored the accuracy gate in {path}, measuring again: it is of {gate.key}"
+    return gate, None

@@ -1,0 +1,133 @@
+"""The accuracy gate says what a lossy codec does to the answer, and survives being kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shared.codec import Codec, Form
+from shared.graph.capture import capture
+from shared.graph.run import load
+from shared.plan.fidelity import agreement_of, measure_gate
+from shared.plan.gate import Fidelity, Gate, GateKey, load_gate
+
+
+class Classifier(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 5)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)) * self.scale)
+
+
+class Mapper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.tanh(self.conv(x))
+        return y, y.mean(dim=(2, 3))
+
+
+def _program(module: nn.Module, *args: torch.Tensor):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    return load(capture(module.eval(), args, name="net"), mode="exact")
+
+
+def _samples(count: int, *shape: int) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(1, *shape, generator=generator)] for _ in range(count)]
+
+
+def _key(agreement: str = "top1") -> GateKey:
+    return GateKey("sha256:0", "made for the test", agreement)  # type: ignore[arg-type]
+
+
+def test_a_classifier_is_judged_by_its_class_and_others_by_direction() -> None:
+    assert agreement_of(_program(Classifier(1.0), torch.zeros(1, 8)).graph) == "top1"
+    assert agreement_of(_program(Mapper(), torch.zeros(1, 3, 8, 8)).graph) == "cosine"
+
+
+def test_fidelity_falls_with_the_bits() -> None:
+    program = _program(Classifier(1.0), torch.zeros(1, 8))
+    steps: list[tuple[int, int]] = []
+    gate = measure_gate(program, _samples(64, 8), _key(), progress=lambda *step: steps.append(step))
+    live = program.graph.cuts[1].live
+    half, eight, four = (gate.measured[live][form] for form in (Form.HALF, Form.UINT8, Form.INT4))
+    assert half.error < 1e-3 < eight.error * 2 < four.error
+    assert half.agreement >= eight.agreement >= four.agreement
+    assert half.agreement == 1.0
+    assert gate.samples == 64
+    assert steps[-1] == (len(gate.measured), len(gate.measured))
+
+
+def test_agreement_counts_the_samples_whose_class_changes() -> None:
+    program = _program(Classifier(1.0), torch.zeros(1, 8))
+    samples = _samples(40, 8)
+    live = program.graph.cuts[0].live
+    gate = measure_gate(program, samples, _key(), forms=[Form.INT4])
+    changed = 0
+    for (leaf,) in samples:
+        low, high = min(0.0, float(leaf.min())), max(0.0, float(leaf.max()))
+        assert low < high
+        from shared.codec import decode, encode
+
+        header, payload = encode(leaf, Codec.INT4, live[0])
+        coarse = decode(header, payload, program.graph.live_specs(program.graph.cuts[0], 1)[0])
+        changed += int(program([leaf])[0].argmax() != program([coarse])[0].argmax())
+    assert changed > 0
+    assert gate.measured[live][Form.INT4].agreement == pytest.approx(1 - changed / 40)
+
+
+def test_several_outputs_are_as_alike_as_the_worst() -> None:
+    program = _program(Mapper(), torch.zeros(1, 3, 8, 8))
+    gate = measure_gate(program, _samples(4, 3, 8, 8), _key("cosine"))
+    for forms in gate.measured.values():
+        assert 0.99 < forms[Form.UINT8].agreement <= 1.0
+        assert forms[Form.INT4].agreement < forms[Form.UINT8].agreement
+
+
+def test_what_is_exact_or_sends_nothing_is_the_same() -> None:
+    gate = Gate(_key(), 1, {(3,): {Form.UINT8: Fidelity(0.9, 0.1)}})
+    assert gate.fidelity((3,), Codec.FLOAT32_ZSTD) == Fidelity(1.0, 0.0)
+    assert gate.fidelity((), Codec.INT4) == Fidelity(1.0, 0.0)
+    assert gate.fidelity((3,), Codec.UINT8_LZ4) == Fidelity(0.9, 0.1)
+    assert gate.fidelity((3,), Codec.INT4) is None
+    assert gate.fidelity((4,), Codec.UINT8) is None
+
+
+def test_a_kept_gate_is_the_same_gate(tmp_path: Path) -> None:
+    gate = Gate(_key(), 7, {(3, 5): {Form.UINT8: Fidelity(0.9, 0.1)}})
+    (tmp_path / gate.key.file_name).write_text(gate.to_json())
+    assert load_gate(tmp_path, gate.key) == (gate, None)
+    assert load_gate(tmp_path, _key("cosine")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"format": 99}', '{"format": 1}', "null", "[" * 100_000],
+)
+def test_a_damaged_file_is_measured_again_and_says_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / _key().file_name).write_text(content)
+    gate, warning = load_gate(tmp_path, _key())
+    assert gate is None
+    assert warning is not None
+    assert _key().file_name in warning
+
+
+def test_a_gate_of_something_else_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / _key().file_name).write_text(Gate(_key("cosine"), 1, {}).to_json())
+    gate, warning = load_gate(tmp_path, _key())
+    assert gate is None
+    assert warning is not None
+    assert "cosine" in warning
