@@ -1,0 +1,155 @@
+"""Constraints: who is taken out and why, and errors that name what would be possible."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.codec import Codec
+from shared.errors import PlanError
+from shared.graph.ir import Graph
+from shared.plan.constraints import Constraints, constrain, keeps_input
+from shared.plan.profile import Profile
+from shared.plan.rows import LOSSLESS, build_rows
+from shared.tensor import DType, SymbolicSpec
+from tests.shared.plan.builders import chain, dag, networks, profile_of
+
+Network = tuple[Graph, Profile, tuple[float, ...]]
+GRAPH = chain([150_528, 400_000, 100_000, 20_000, 1000])
+ROWS = build_rows(GRAPH, profile_of(GRAPH, [20.0, 30.0, 25.0, 15.0]), (2.0, 3.0, 2.5, 1.5), tuple(Codec))
+
+
+def kept(constraints: Constraints, agreement: dict[tuple[int, Codec], float] | None = None) -> set[object]:
+    rows, excluded = constrain(ROWS, GRAPH, constraints, agreement)
+    assert len(rows) + len(excluded) == len(ROWS)
+    assert all(each.reason for each in excluded)
+    assert not rows.remote[rows.local]
+    pairs = [(rows.cut_of(row).index, rows.codec_of(row)) for row in range(len(rows)) if row != rows.local]
+    return set(pairs)
+
+
+def test_without_constraints_every_row_stays() -> None:
+    assert len(kept(Constraints())) == len(ROWS) - 1
+
+
+def test_only_allowed_codecs_stay() -> None:
+    pairs = kept(Constraints(codecs=(Codec.FLOAT32, Codec.UINT8)))
+    assert pairs == {(0, Codec.FLOAT32)} | {
+        (cut, codec) for cut in (1, 2, 3) for codec in (Codec.FLOAT32, Codec.UINT8)
+    }
+
+
+def test_a_pair_below_the_agreement_is_out_and_an_unknown_or_lossless_one_stays() -> None:
+    agreement = {
+        (1, Codec.INT4): 0.95,
+        (1, Codec.UINT8): 0.99,
+        (2, Codec.INT4): 1.0,
+        (2, Codec.FLOAT32): 0.0,
+    }
+    pairs = kept(Constraints(min_agreement=0.99), agreement)
+    assert (1, Codec.INT4) not in pairs
+    assert {(1, Codec.UINT8), (2, Codec.INT4), (3, Codec.INT4), (2, Codec.FLOAT32)} <= pairs
+
+
+@given(networks(), st.integers(1, 1_000_000))
+@settings(max_examples=40, deadline=None)
+def test_no_payload_exceeds_a_metered_link(network: Network, limit: int) -> None:
+    graph, _, _ = network
+    rows = build_rows(*network)
+    some, excluded = constrain(rows, graph, Constraints(max_uplink_bytes=limit))
+    assert some.largest_payload_bytes <= limit
+    for each in excluded:
+        assert "max_uplink_bytes" in each.reason
+    assert len(some) == 1 + sum(
+        rows.payload_bytes[row] <= limit for row in range(len(rows)) if rows.remote[row]
+    )
+
+
+def image_net(*shapes: tuple[int, ...]) -> Graph:
+    """A chain from a uint8 NHWC image through tensors of these shapes."""
+    graph = chain([1] * (len(shapes) + 2))
+    all_shapes = [(32, 32, 3), *shapes, (10,)]
+    for slot, shape in enumerate(all_shapes):
+        dtype = DType.UINT8 if slot == 0 else DType.FLOAT32
+        dims = ((1, 0), *((0, size) for size in shape))
+        graph.values[slot] = SymbolicSpec(  # type: ignore[index]
+            f"v{slot}", dtype, dims, tuple(range(len(dims)))
+        )
+    return graph
+
+
+def test_the_input_stays_until_its_resolution_is_gone() -> None:
+    graph = image_net((3, 32, 32), (64, 32, 32), (64, 16, 16), (400,))
+    assert [keeps_input(graph, cut) for cut in graph.cuts] == [False, False, False, True, True, True]
+
+
+def test_a_plane_of_another_shape_than_the_input_is_counted_generously() -> None:
+    graph = image_net((64, 16, 15), (8, 16, 70))
+    assert [keeps_input(graph, cut) for cut in graph.cuts] == [False, True, False, True]
+
+
+def test_channels_last_counts_as_well() -> None:
+    graph = image_net((32, 32, 8), (16, 16, 64))
+    assert [keeps_input(graph, cut) for cut in graph.cuts][:3] == [False, False, True]
+
+
+def test_a_skip_connection_of_the_input_keeps_every_cut_that_it_crosses_on_the_device() -> None:
+    graph = dag([[0], [1], [0, 2]], [1000, 10, 5, 3], [3], DType.FLOAT32)
+    assert [keeps_input(graph, cut) for cut in graph.cuts] == [False, False, False, True]
+
+
+def test_input_never_leaves_takes_out_what_would_send_it() -> None:
+    graph = image_net((3, 32, 32), (64, 16, 16), (400,))
+    profile = profile_of(graph, [1.0] * 4)
+    rows, excluded = constrain(
+        build_rows(graph, profile, (1.0,) * 4), graph, Constraints(input_never_leaves=True)
+    )
+    assert {rows.cut_of(row).index for row in range(len(rows))} == {2, 3, 4}
+    assert {each.cut.index for each in excluded} == {0, 1}
+    assert "input_never_leaves" in excluded[0].reason
+
+
+def test_a_named_unit_stays_on_the_device() -> None:
+    assert {cut for cut, _ in kept(Constraints(input_never_leaves="unit1"))} == {2, 3}  # type: ignore[misc]
+    with pytest.raises(PlanError, match="'conv1', which is no unit of net; there are, for example: unit0"):
+        constrain(ROWS, GRAPH, Constraints(input_never_leaves="conv1"))
+
+
+def test_a_pinned_cut_leaves_its_rows_and_the_local_one() -> None:
+    assert {cut for cut, _ in kept(Constraints(cut=2))} == {2}  # type: ignore[misc]
+    assert kept(Constraints(cut=4)) == set()
+
+
+@pytest.mark.parametrize(
+    ("constraints", "message"),
+    [
+        (Constraints(cut=9), "cut 9 is pinned, but net has cuts 0 to 4"),
+        (
+            Constraints(cut=0, input_never_leaves=True),
+            r"cut 0 \(input\) is pinned, but input_never_leaves forbids it; the nearest possible is cut 2",
+        ),
+        (
+            Constraints(cut=0, codecs=(Codec.UINT8,)),
+            "none of the allowed codecs can be used there; possible are float32, float32.lz4, float32.zstd",
+        ),
+        (
+            Constraints(cut=1, codecs=(Codec.INT4, Codec.UINT8), min_agreement=0.995),
+            r"min_agreement 0.995 there; the nearest possible is 0.990",
+        ),
+        (
+            Constraints(cut=1, codecs=(Codec.FLOAT32, Codec.UINT8), max_uplink_bytes=1000),
+            "exceeds max_uplink_bytes 1000; the nearest possible is 400000",
+        ),
+    ],
+)
+def test_constraints_that_a_pinned_cut_cannot_keep_say_what_it_could(
+    constraints: Constraints, message: str
+) -> None:
+    agreement = {(1, Codec.INT4): 0.9, (1, Codec.UINT8): 0.99}
+    with pytest.raises(PlanError, match=message):
+        constrain(ROWS, GRAPH, constraints, agreement if constraints.max_uplink_bytes is None else None)
+
+
+def test_lossless_is_what_keeps_every_bit() -> None:
+    assert {codec for codec in Codec if codec.label.startswith("float32")} == set(LOSSLESS)
