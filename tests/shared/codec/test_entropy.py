@@ -65,6 +65,15 @@ def test_a_compressed_payload_must_be_smaller_than_plain(stage):
         decompress(stage, body, len(noise))
 
 
+def test_not_even_of_the_same_size():
+    data = bytes(range(100, 104)) * 2 + bytes(range(8))
+    body = lz4.block.compress(data, store_size=False)
+    assert len(body) == len(data) == 16
+    assert compress(Stage.LZ4, data) is None
+    with pytest.raises(CodecError, match="no smaller than its 16 plain bytes"):
+        decompress(Stage.LZ4, body, 16)
+
+
 def test_a_zstd_frame_that_hides_or_lies_about_its_size():
     hidden = zstandard.ZstdCompressor(write_content_size=False).compress(DATA)
     with pytest.raises(CodecError, match="a zstd frame of"):
