@@ -29,7 +29,7 @@ from edge_agent.result import Result
 from edge_agent.runner import Runner
 from shared.codec import Codec
 from shared.config import AgentConfig, ModelConfig, load_config
-from shared.errors import ConfigError, UnknownModelError
+from shared.errors import ConfigError, InternalError, UnknownModelError
 from shared.graph import Graph
 from shared.models import Model, resolve
 from shared.wire.messages import Hello, ModelOffer
@@ -117,11 +117,11 @@ class EdgeAgent:
             )
             await stack.enter_async_context(self._group)
             loops = [
-                self._group.create_task(self._link.run(), name="link"),
-                self._group.create_task(self._pipeline.run_timers(), name="timers"),
+                self._spawn(self._link.run(), "link"),
+                self._spawn(self._pipeline.run_timers(), "timers"),
             ]
             if local is not None:
-                loops.append(self._group.create_task(local.run(), name="local api"))
+                loops.append(self._spawn(local.run(), "local api"))
             stack.push_async_callback(self._stop, loops)
             try:
                 await asyncio.wait_for(self._link.first_contact.wait(), _FIRST_CONTACT_S)
@@ -227,8 +227,17 @@ class EdgeAgent:
         ]
         return Hello(agent=self.config.name, software=f"suture {version('suture')}", models=offers)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._group.create_task(coroutine)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+        task = self._group.create_task(coroutine, name=name)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """A defect ends the agent; nobody may go on waiting for it."""
+        if not task.cancelled() and task.exception() is not None:
+            defect = task.exception()
+            self._pipeline.table.drain()
+            self._pipeline.abandon(InternalError(f"the agent ended by a defect, see its log: {defect!r}"))
 
     async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
         await self._pipeline.drain(_DRAIN_S)

@@ -52,6 +52,7 @@ class Client:
         self._connected = asyncio.Event()
         self._context: zmq.Context[Any]
         self._socket: zmq.Socket[Any]
+        self._monitor: zmq.Socket[Any]
         self._inboxes: list[Inbox] = []
 
     async def __aenter__(self) -> Client:
@@ -64,8 +65,10 @@ class Client:
         # An agent that is stopped or stuck keeps its end of the connection but does not answer these.
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._inboxes = [Inbox(self._socket, self._on_frames), Inbox(monitor, self._on_monitor)]
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._inboxes = [Inbox(self._socket, self._on_frames), Inbox(self._monitor, self._on_monitor)]
         for inbox in self._inboxes:
             inbox.failure.add_done_callback(self._on_defect)
         try:
@@ -166,6 +169,7 @@ class Client:
         for inbox in self._inboxes:
             inbox.close()
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close()
         self._context.term()
 

@@ -236,7 +236,7 @@ class _Session:
 
         self._socket = context.socket(zmq.DEALER)
         _set_up(self._socket, config, limits)
-        monitor = self._socket.get_monitor_socket(
+        self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -244,7 +244,7 @@ class _Session:
             | zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_DISCONNECTED
         )
-        self._monitor_inbox = Inbox(monitor, self._on_monitor)
+        self._monitor_inbox = Inbox(self._monitor, self._on_monitor)
         self._inbox = Inbox(self._socket, self._on_frames)
         self._feed: zmq.Socket[Any] | None = None
         self._feed_inbox: Inbox | None = None
@@ -276,6 +276,7 @@ class _Session:
             if inbox is not None:
                 inbox.close()
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=0)
         if self._feed is not None:
             self._feed.close(linger=0)

@@ -58,6 +58,7 @@ class LocalApi:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._inbox: Inbox
         self._tasks: dict[tuple[bytes, int], asyncio.Task[None]] = {}
+        self._path: Path | None = None
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> LocalApi:
@@ -90,6 +91,8 @@ class LocalApi:
             self._inbox.close()
 
     def _close(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)  # ZeroMQ leaves it
         self._socket.close()
         self._context.term()
 
@@ -177,6 +180,8 @@ class LocalApi:
             if mask is not None:
                 os.umask(mask)
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if scheme == "ipc":
+            self._path = Path(address)
 
 
 def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -175,12 +175,14 @@ class Pipeline:
         try:
             await asyncio.wait_for(self._idle.wait(), patience_s)
         except TimeoutError:
-            for request in self._requests.values():
-                if not request.ended.done():
-                    request.ended.set_exception(
-                        UnavailableError("the agent stopped before this request ended; send it again later")
-                    )
+            self.abandon(UnavailableError("the agent stopped before this request ended; send it again later"))
             await self._idle.wait()
+
+    def abandon(self, error: SutureError) -> None:
+        """End every request that is in flight with this error."""
+        for request in self._requests.values():
+            if not request.ended.done():
+                request.ended.set_exception(error)
 
     # actions of the table
 

@@ -1,0 +1,160 @@
+"""The command ``edge-agent``.
+
+Torch is imported by the commands that compute, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.errors import ConfigError, StartupError, SutureError, UnknownModelError
+
+__all__ = ["app", "main"]
+
+_FAILURE, _USAGE, _STARTUP = 1, 2, 3
+
+app = typer.Typer(
+    name="edge-agent",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 the start failed.",
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="YAML, e.g. configs/laptop.yaml.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback(invoke_without_command=True)
+def run(context: typer.Context, config: ConfigOption = None) -> None:
+    """Run neural networks partly on this device and partly in the cloud.
+
+    edge-agent --config FILE runs the agent: it loads the networks that FILE lists, measures them once,
+    connects to the gateway and serves other programs on this device through its socket until Ctrl-C.
+    Without a cloud it computes everything here, and uses the cloud when there is one.
+
+    In a program: async with edge_agent.Client("ipc://...") as client: await client.infer("NAME", image).
+    """
+    if context.invoked_subcommand is not None:
+        if config is not None:
+            raise ConfigError("--config goes after the command: edge-agent COMMAND --config FILE")
+        return
+    if config is None:
+        raise typer.BadParameter(
+            "is missing: edge-agent --config FILE, or edge-agent --help for the commands"
+        )
+    from shared.config import AgentConfig, load_config
+
+    settings = load_config(AgentConfig, config)
+    from edge_agent.logs import set_up_logs
+
+    set_up_logs(settings.log)
+    from edge_agent.service import serve
+
+    _die_by(asyncio.run(serve(settings)))
+
+
+@app.command()
+def profile(
+    config: ConfigOption = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Only this network; may repeat.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what every unit of the networks costs on this device.
+
+    Measured once and kept in cache_dir until the network, the device, torch or its threads change.
+    """
+    from shared.config import AgentConfig, load_config
+
+    settings = load_config(AgentConfig, _required(config))
+    from edge_agent.commands import profile_models
+
+    print(profile_models(settings, model or [], as_json=as_json))
+
+
+@app.command()
+def bundle(
+    model: Annotated[str, typer.Argument(help="A zoo name, package.module:function, or a name in --config.")],
+    out: Annotated[Path, typer.Argument(help="The directory to write.")],
+    config: ConfigOption = None,
+) -> None:
+    """Write a network as a bundle: its graph as JSON, its weights as safetensors.
+
+    Loading a bundle runs no code from it, so that it can be handed to other machines:
+    models: [{name: NAME, bundle: OUT}] in the configuration of agents and cloud.
+    """
+    from shared.config import AgentConfig, ModelSource, load_config
+
+    if config is not None:
+        known = {source.name: source for source in load_config(AgentConfig, config).models}
+        if model not in known:
+            raise UnknownModelError(f"{config} lists no network {model!r}; it lists {', '.join(known)}")
+        source: ModelSource = known[model]
+    elif ":" in model:
+        source = ModelSource(name=model.rpartition(":")[2], factory=model)
+    else:
+        source = ModelSource(name=model)
+    from edge_agent.commands import write_bundle
+
+    print(write_bundle(source, out))
+
+
+@app.command(name="version")
+def show_version(as_json: JsonOption = False) -> None:
+    """Show the versions of Suture and of what it rests on."""
+    versions = {"suture": version("suture"), "python": platform.python_version()}
+    for package in ("torch", "pyzmq", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    print(json.dumps(versions) if as_json else "\n".join(f"{name} {each}" for name, each in versions.items()))
+
+
+def _required(config: Path | None) -> Path:
+    if config is None:
+        raise ConfigError("give the agent's configuration with --config FILE")
+    return config
+
+
+def _die_by(number: signal.Signals) -> None:
+    """End as the signal would have ended the process, so that whoever sent it sees that."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def main() -> None:
+    """The entry point: a mistake of the user's becomes one message and an exit code, never a traceback."""
+    try:
+        app()
+    except SutureError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        if isinstance(error, ConfigError | UnknownModelError):
+            sys.exit(_USAGE)
+        sys.exit(_STARTUP if isinstance(error, StartupError) else _FAILURE)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "rich", "structlog"):
+            raise
+        print(f"edge-agent: {error.name} is not installed; install suture[edge]", file=sys.stderr)
+        sys.exit(_STARTUP)
+
+
+if __name__ == "__main__":
+    main()

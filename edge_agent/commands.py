@@ -1,0 +1,97 @@
+"""What the commands beside the agent itself do; each returns the text to print."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_agent.progress import TerminalProgress
+from edge_agent.runner import Runner
+from shared.config import AgentConfig, ModelSource
+from shared.errors import UnknownModelError
+from shared.graph import Graph, save_bundle
+from shared.models import resolve
+from shared.plan.profile import Profile
+
+__all__ = ["profile_models", "write_bundle"]
+
+_TABLE_WIDTH = 120
+
+
+def write_bundle(source: ModelSource, directory: Path) -> str:
+    """Resolve a network and write it.  Raises what resolving raises, BundleError when writing fails."""
+    model = resolve(source)
+    save_bundle(model.captured, directory, labels=model.labels, example=model.example)
+    graph = model.captured.graph
+    megabytes = graph.weight_bytes / 1e6
+    return (
+        f"{directory}: {graph.name}, {len(graph.units)} units, {megabytes:.1f} MB of weights, {graph.digest}"
+    )
+
+
+def profile_models(config: AgentConfig, names: list[str], *, as_json: bool = False) -> str:
+    """The profiles of the configured networks, all of them when ``names`` is empty."""
+    known = {model.name: model for model in config.models}
+    for name in names:
+        if name not in known:
+            raise UnknownModelError(
+                f"the configuration lists no network {name!r}; it lists {', '.join(known)}"
+            )
+    profiles = asyncio.run(_profiles(config, [known[name] for name in names or known]))
+    if as_json:
+        return json.dumps({graph.name: json.loads(profile.to_json()) for graph, profile in profiles})
+    return "\n\n".join(_table(graph, profile) for graph, profile in profiles)
+
+
+async def _profiles(config: AgentConfig, sources: list[ModelSource]) -> list[tuple[Graph, Profile]]:
+    runner = Runner(config.device, config.threads)
+    profiles = []
+    try:
+        with TerminalProgress() as progress:
+            for source in sources:
+                model = await runner.call(partial(resolve, source, config.cache_dir))
+                graph = await runner.load(source.name, model.captured)
+                profile = await runner.profile(
+                    source.name,
+                    model.example,
+                    cache_dir=config.cache_dir,
+                    repeats=config.profile_repeats,
+                    progress=partial(progress, source.name, "profile"),
+                )
+                profiles.append((graph, profile))
+    finally:
+        await runner.close()
+    return profiles
+
+
+def _table(graph: Graph, profile: Profile) -> str:
+    table = Table(
+        title=f"{graph.name} on {profile.key.device}, {profile.key.threads} threads: "
+        f"{profile.whole_ms:.2f} ms (sum of units {sum(profile.unit_ms):.2f} ms, {profile.repeats} repeats)",
+        title_justify="left",
+    )
+    for heading in ("unit", "ms", "+-", "share", "leaves as (kB)"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right")
+    total_ms = sum(profile.unit_ms) or 1.0
+    for unit, cut, ms, spread_ms in zip(
+        graph.units, graph.cuts[1:], profile.unit_ms, profile.unit_spread_ms, strict=True
+    ):
+        leaving = sum(spec.nbytes for spec in graph.live_specs(cut, 1)) / 1e3
+        table.add_row(
+            f"{unit.index} {unit.name}",
+            f"{ms:.3f}",
+            f"{spread_ms:.3f}",
+            f"{ms / total_ms:.0%}",
+            f"{leaving:,.1f}" if cut.cloud_units else "",
+        )
+    console = Console(file=io.StringIO(), width=_TABLE_WIDTH)
+    console.print(table)
+    printed = console.file
+    assert isinstance(printed, io.StringIO)
+    return printed.getvalue().rstrip()

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_agent.runner import Runner, Stopped, Work, check_device, to_numpy, to_tensor
+from shared.codec import Codec, encode
+from shared.errors import CodecError, StartupError
+from shared.graph.capture import capture
+from tests.edge_agent import edge_networks as networks
+
+
+class Gate:
+    """Holds the worker until opened, so that what waits behind it can be observed."""
+
+    def __init__(self, runner: Runner, expected_ms: float = 0.0) -> None:
+        self._open = threading.Event()
+        self._entered = threading.Event()
+        self.task = asyncio.ensure_future(runner.call(self._body, expected_ms=expected_ms))
+
+    def _body(self) -> None:
+        self._entered.set()
+        assert self._open.wait(20)
+
+    async def entered(self) -> None:
+        await asyncio.to_thread(self._entered.wait, 20)
+
+    async def open(self) -> None:
+        self._open.set()
+        await self.task
+
+
+@pytest.fixture
+async def runner() -> AsyncIterator[Runner]:
+    runner = Runner("cpu", 1)
+    module, args = networks.photos()
+    await runner.load("photos", capture(module, args, name="photos"))
+    module, args, kwargs = networks.trees()
+    await runner.load("trees", capture(module, args, kwargs, name="trees"))
+    yield runner
+    await runner.close()
+
+
+def expected(factory: Callable[[], tuple[Any, ...]]) -> Any:
+    module, args, *kwargs = factory()
+    with torch.no_grad():
+        return module(*args, **(kwargs[0] if kwargs else {}))
+
+
+async def test_prefix_and_local_finish_equal_the_whole_network_at_every_cut(runner: Runner) -> None:
+    want = expected(networks.photos).numpy()
+    graph = runner.program("photos").graph
+    for cut in graph.cuts:
+        codecs = [Codec.FLOAT32] * len(cut.live)
+        prefix = await runner.prefix("photos", [networks.BATCH_ONE.numpy()], cut, codecs, Work())
+        assert prefix.payload_bytes == sum(memoryview(payload).nbytes for payload in prefix.payloads)
+        for _ in range(2):  # the cut's tensors stay usable
+            answer = await runner.finish("photos", cut, prefix, Work())
+            (slot,) = graph.outputs
+            np.testing.assert_allclose(to_numpy(answer.outputs[slot]), want, rtol=1e-5, atol=1e-6)
+
+
+async def test_outputs_of_the_device_and_of_the_cloud_are_put_together(runner: Runner) -> None:
+    want = expected(networks.trees)
+    program = runner.program("trees")
+    graph = program.graph
+    _, args, kwargs = networks.trees()
+    leaves = graph.flatten(args, kwargs)
+    for cut in graph.cuts[:-1]:
+        codecs = [Codec.FLOAT32] * len(cut.live)
+        prefix = await runner.prefix("trees", leaves, cut, codecs, Work())
+        state = program.resume(cut, prefix.live, 1)
+        program.run(state, cut.cloud_units)
+        cloud = program.outputs(state)
+        reply = [encode(cloud[slot], Codec.FLOAT32, slot) for slot in graph.output_slots_of(cut)]
+        answer = await runner.decode(
+            "trees", cut, prefix, [header for header, _ in reply], [data for _, data in reply], Work()
+        )
+        outputs = graph.unflatten([to_numpy(answer.outputs[slot]) for slot in graph.outputs])
+        np.testing.assert_allclose(outputs["early"], want["early"].numpy(), rtol=1e-5)
+        np.testing.assert_allclose(outputs["late"][0], want["late"][0].numpy(), rtol=1e-5)
+        assert outputs["late"][1].tolist() == want["late"][1].tolist()
+
+
+async def test_an_answer_with_other_slots_or_sizes_is_a_codec_error(runner: Runner) -> None:
+    graph = runner.program("photos").graph
+    cut = graph.cuts[1]
+    prefix = await runner.prefix("photos", [networks.BATCH_ONE], cut, [Codec.FLOAT32] * len(cut.live), Work())
+    (slot,) = graph.outputs
+    for tensor, named in [(torch.zeros(1, 5), slot + 1), (torch.zeros(1, 6), slot)]:
+        header, data = encode(tensor, Codec.FLOAT32, named)
+        with pytest.raises(CodecError):
+            await runner.decode("photos", cut, prefix, [header], [data], Work())
+    with pytest.raises(CodecError):
+        await runner.decode("photos", cut, prefix, [], [], Work())
+
+
+async def test_stopped_work_does_not_run_whether_it_waits_or_has_begun(runner: Runner) -> None:
+    graph = runner.program("photos").graph
+    cut = graph.cuts[-1]
+    gate = Gate(runner)
+    await gate.entered()
+    work = Work()
+    waiting = asyncio.ensure_future(runner.prefix("photos", [networks.BATCH_ONE], cut, [], work))
+    await asyncio.sleep(0)
+    work.stop()
+    await gate.open()
+    with pytest.raises(Stopped):
+        await waiting
+
+    prefix = await runner.prefix("photos", [networks.BATCH_ONE], graph.cuts[0], [Codec.FLOAT32], Work())
+    stopped = Work()
+    stopped.stop()
+    with pytest.raises(Stopped):
+        await runner.finish("photos", graph.cuts[0], prefix, stopped)
+
+
+async def test_a_cancelled_caller_takes_its_queued_work_along(runner: Runner) -> None:
+    gate = Gate(runner)
+    await gate.entered()
+    ran: list[int] = []
+    waiting = asyncio.ensure_future(runner.call(lambda: ran.append(1)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await gate.open()
+    await runner.call(lambda: None)
+    assert ran == []
+
+
+async def test_the_time_queued_for_the_worker_is_visible(runner: Runner) -> None:
+    assert runner.queued_ms() == 0.0
+    gate = Gate(runner, expected_ms=0.0)
+    await gate.entered()
+    waiting = [asyncio.ensure_future(runner.call(lambda: None, expected_ms=30.0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert runner.queued_ms() == 60.0
+    await gate.open()
+    await asyncio.gather(*waiting)
+    assert runner.queued_ms() == 0.0
+
+
+async def test_every_compute_section_and_the_profile_pass_one_gate(tmp_path: Path) -> None:
+    class Stretched(Runner):
+        """As a bench slows a device down."""
+
+        factor = 50.0
+        sections: list[str] = []  # noqa: RUF012
+
+        def _timed(self, section: str, body: Callable[[], Any]) -> tuple[Any, float]:
+            value, ms = super()._timed(section, body)
+            self.sections.append(section)
+            return value, ms * self.factor
+
+        def profile_clock(self) -> float:
+            return time.perf_counter() * self.factor
+
+        @property
+        def profile_device(self) -> str:
+            return f"cpu stretched {self.factor:g}"
+
+    module, args = networks.photos()
+    captured = capture(module, args, name="photos")
+    totals = []
+    for kind in (Runner, Stretched):
+        runner = kind("cpu", 1)
+        graph = await runner.load("photos", captured)
+        profile = await runner.profile("photos", (args, {}), cache_dir=tmp_path, repeats=3)
+        assert len(profile.unit_ms) == len(graph.units)
+        assert profile.key.threads == 1
+        totals.append(sum(profile.unit_ms))
+        again = await runner.profile("photos", (args, {}), cache_dir=tmp_path, repeats=3)
+        assert again == profile  # kept
+        await runner.close()
+    assert totals[1] > totals[0] * 5
+
+    runner = Stretched("cpu", 1)
+    await runner.load("photos", captured)
+    cut = runner.program("photos").graph.cuts[2]
+    prefix = await runner.prefix("photos", args, cut, [Codec.UINT8] * len(cut.live), Work())
+    await runner.finish("photos", cut, prefix, Work())
+    assert {"start", "compute", "encode"} <= set(Stretched.sections)
+    await runner.close()
+
+
+async def test_a_profile_of_an_example_with_several_samples_is_of_batch_one(tmp_path: Path) -> None:
+    module, (image,) = networks.photos()
+    runner = Runner("cpu", 1)
+    await runner.load("photos", capture(module, (image,), name="photos"))
+    steps: list[tuple[int, int]] = []
+    profile = await runner.profile(
+        "photos",
+        ((image.repeat(4, 1, 1, 1),), {}),
+        cache_dir=tmp_path,
+        repeats=3,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    graph = runner.program("photos").graph
+    (slot,) = graph.inputs
+    assert profile.payloads[slot][Codec.FLOAT32].payload_bytes == image.nbytes
+    assert steps[-1][0] == steps[-1][1] > 0
+    await runner.close()
+
+
+def test_inputs_of_any_memory_become_tensors_of_the_same_values() -> None:
+    base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+    frozen = base.copy()
+    frozen.flags.writeable = False
+    for array in (base, base.transpose(2, 0, 1), base[:, ::-1], frozen, np.float32(3.5), np.array([True])):
+        assert np.array_equal(to_tensor(array, "cpu").numpy(), array)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert not to_tensor(parameter, "cpu").requires_grad
+    assert to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
+
+
+def test_a_device_that_is_not_there_is_refused_with_the_key_and_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_device("cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(StartupError, match=r"device: cuda:0.*without CUDA.*SUTURE_DEVICE=cpu"):
+        check_device("cuda:0")
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StartupError, match=r"no usable GPU.*SUTURE_DEVICE=cpu"):
+        check_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StartupError, match=r"finds 1 GPU.*SUTURE_DEVICE=cpu"):
+        check_device("cuda:3")
+    check_device("cuda")
