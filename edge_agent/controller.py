@@ -11,16 +11,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_agent.decision import Decision
 from edge_agent.estimate import LinkEstimate, LinkEstimator
-from edge_agent.planned import LinkState, PlannedModel
+from edge_agent.planned import LATENCY, UNCONSTRAINED, LinkState, PlannedModel
 from edge_agent.probing import ProbeBudget
 from shared.codec import Codec
 from shared.errors import PlanError, UnknownModelError
+from shared.plan.constraints import Constraints
+from shared.plan.energy import Power
+from shared.plan.gate import Gate
+from shared.plan.objective import Objective
 from shared.plan.profile import Profile
-from shared.plan.rows import FAITHFUL, Rows
+from shared.plan.rows import Rows
 from shared.plan.stages import Stage
 
 if TYPE_CHECKING:
@@ -64,11 +69,39 @@ class Controller:
         *,
         codecs: Sequence[Codec] | None = None,
         hysteresis: float = 0.05,
+        objective: Objective = LATENCY,
+        constraints: Constraints = UNCONSTRAINED,
+        gate: Gate | None = None,
+        power: Power | None = None,
     ) -> None:
-        """Plan for one more network; ``codecs`` are those allowed, FAITHFUL when None."""
-        allowed = FAITHFUL if codecs is None else tuple(codecs)
-        self._models[name] = PlannedModel(name, graph, profile, allowed, hysteresis)
+        """Plan for one more network.
+
+        ``codecs`` are all that may be used, as in ``constraints``; None allows those of FAITHFUL, and all
+        that pass where there is a gate.
+        ``power`` says what the device draws, for the energy of decisions.  Raises PlanError when the
+        constraints are impossible.
+        """
+        if codecs is not None:
+            constraints = replace(constraints, codecs=tuple(codecs))
+        self._models[name] = PlannedModel(
+            name,
+            graph,
+            profile,
+            hysteresis=hysteresis,
+            objective=objective,
+            constraints=constraints,
+            gate=gate,
+            power=power,
+        )
         self._solve([self._models[name]], now_ms)
+
+    def on_measured(
+        self, model: str, now_ms: float, profile: Profile | None = None, gate: Gate | None = None
+    ) -> None:
+        """A profile or a gate that was measured since; None leaves what is there."""
+        planned = self._model(model)
+        planned.on_measured(profile, gate)
+        self._solve([planned], now_ms)
 
     # -- what is known of the link
 
@@ -148,7 +181,7 @@ class Controller:
         model = self._model(decision.model)
         model.corrections.observe(decision, measured, now_ms)
         if Stage.CLOUD in measured and not decision.is_local:
-            model.on_answered()
+            model.caution.on_answered()
             crossing_ms = measured.get(Stage.NETWORK, 0.0) + measured.get(Stage.DOWNLINK, 0.0)
             result_bytes = float(decision.rows.result_bytes[decision.row]) * decision.conditions.batch
             self._link.on_download(round(result_bytes), crossing_ms - decision.conditions.rtt_ms)
@@ -168,7 +201,7 @@ class Controller:
             return
         upload_ms = late_ms + decision.predicted[Stage.UPLINK]
         explained = self._link.on_stalled(decision.payload_bytes + queued_bytes, upload_ms)
-        model.on_late(late_ms, explained, now_ms)
+        model.caution.on_late(late_ms, explained, now_ms)
         if explained:
             self._probes.on_doubt()
         self._solve_all(now_ms)
@@ -177,42 +210,55 @@ class Controller:
         """The cloud would not take a request: the network stays local for as long as it said, or for a
         time that doubles with every refusal."""
         planned = self._model(model)
-        planned.on_refused(retry_after_ms, now_ms)
+        planned.caution.on_refused(retry_after_ms, now_ms)
         self._solve([planned], now_ms)
 
     # -- decisions
 
-    def decide(self, model: str, now_ms: float, deadline_ms: float | None = None, batch: int = 1) -> Decision:
+    def decide(
+        self,
+        model: str,
+        now_ms: float,
+        deadline_ms: float | None = None,
+        batch: int = 1,
+        objective: Objective | None = None,
+    ) -> Decision:
         """The decision for a request that starts now.
 
-        With ``deadline_ms`` left, the optimum is preferred to a row that hysteresis holds and that would
-        miss it.  Raises UnknownModelError.
+        With ``deadline_ms`` left, a row that is predicted to meet it is preferred to the plan in use that
+        would not; the fastest row when none does.  ``objective`` replaces the model's for this request.
+        Raises UnknownModelError, and PlanError when ``objective`` sets a limit that no row keeps.
         """
         planned = self._model(model)
+        link: LinkState | None = None
         decision = planned.decision
         if decision is None or not planned.is_valid(now_ms):
-            decision = self._solve_one(planned, self._link_state(now_ms), now_ms)
-        if batch != 1 and planned.graph.dynamic_batch:
-            decision = planned.solve_once(self._link_state(now_ms), batch, None, now_ms)
-        if deadline_ms is not None and decision.predicted_ms > deadline_ms and decision.gain > 0:
-            decision = planned.solve_once(self._link_state(now_ms), batch, deadline_ms, now_ms)
+            link = self._link_state(now_ms)
+            decision = self._solve_one(planned, link, now_ms)
+        if not planned.graph.dynamic_batch:
+            batch = 1
+        if batch != 1 or objective is not None:
+            link = link or self._link_state(now_ms)
+            decision = planned.solve_once(link, now_ms, batch=batch, objective=objective)
+        if deadline_ms is not None and decision.predicted_ms > deadline_ms:
+            link = link or self._link_state(now_ms)
+            decision = planned.solve_once(
+                link, now_ms, batch=batch, objective=objective, deadline_ms=deadline_ms
+            )
         return decision
 
     def pin(self, model: str, cut: int | Cut, codec: Codec = Codec.FLOAT32) -> None:
         """Always choose this cut and codec while the cloud can be reached.  Raises PlanError when the
-        network has no such cut or may not use the codec."""
+        network has no such cut or a constraint excludes it."""
         planned = self._model(model)
         if isinstance(cut, int):
             if not 0 <= cut < len(planned.graph.cuts):
                 raise PlanError(f"{model} has cuts 0 to {len(planned.graph.cuts) - 1}, not {cut}")
             cut = planned.graph.cuts[cut]
-        if codec not in planned.codecs:
-            allowed = ", ".join(each.label for each in planned.codecs)
-            raise PlanError(f"{model} may use {allowed}, not {codec.label}")
-        planned.pin((cut, codec))
+        planned.pin(cut, codec)
 
     def unpin(self, model: str) -> None:
-        self._model(model).pin(None)
+        self._model(model).unpin()
 
     def rows(self, model: str) -> Rows:
         """The candidates of a network as they are known now."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.estimate import LinkEstimate
 from shared.codec import Codec
+from shared.plan.energy import Power
 from shared.plan.latency import Conditions, stage_ms
+from shared.plan.objective import bottleneck_ms, in_flight
 from shared.plan.rows import Rows
 from shared.plan.stages import POSITION, Stage
 
@@ -35,7 +37,8 @@ class Decision:
     ``codecs`` holds one codec per tensor of ``cut.live``; ``codec`` is the row's, for names and frame 0.
     ``predicted_ms`` is the latency, ``cost`` what the objective minimised; ``margin`` is what the
     runner-up would cost more, negative while hysteresis holds this row; ``gain`` is the share of ``cost``
-    that the best row would save.  ``reason`` says why this row took over from the one before it.
+    that the best row would save.  ``unmet`` names a limit of the objective that no row keeps now; it is
+    empty while one does.  ``reason`` says why this row took over from the one before it.
     ``previous`` and ``threshold`` are the row and the hysteresis that went into
     :func:`shared.plan.solve.choose`.  ``load_wait_ms`` is the wait as reported, before corrections.
     """
@@ -48,6 +51,8 @@ class Decision:
     predicted_ms: float
     cost: float
     unit: str
+    unmet: str
+    power: Power | None
     runner_up: int | None
     margin: float
     gain: float
@@ -83,6 +88,24 @@ class Decision:
         predicted = self.predicted
         return sum(predicted[stage] for stage in _BETWEEN)
 
+    @property
+    def energy_mj(self) -> float | None:
+        """Predicted energy of the device; None when it is not known what the device draws."""
+        if self.power is None:
+            return None
+        spent = self.conditions.weights() * self.power.by_stage(self.conditions)
+        return float(spent @ self.rows.columns[:, self.row])
+
+    @property
+    def period_ms(self) -> float:
+        """Predicted least distance between the answers of a pipelined stream."""
+        return float(bottleneck_ms(self.rows, self.conditions)[self.row])
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests of such a stream are under way at once."""
+        return in_flight(self.predicted_ms, self.period_ms)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: the decision, its stages, the runner-up, and the inputs with their ages."""
         runner_up = None
@@ -106,6 +129,8 @@ class Decision:
             "predicted": {stage.value: _plain(ms) for stage, ms in self.predicted.items()},
             "cost": _plain(self.cost),
             "unit": self.unit,
+            "unmet": self.unmet,
+            "energy_mj": None if self.power is None else _plain(self.energy_mj or 0.0),
             "runner_up": runner_up,
             "margin": _plain(self.margin),
             "reason": self.reason,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from edge_agent.caution import Caution
 from edge_agent.corrections import Corrections
 from edge_agent.decision import Decision, place_of, why_switched
 from edge_agent.estimate import LinkEstimate
 from shared.codec import Codec
+from shared.errors import PlanError
+from shared.plan.constraints import Constraints, constrain
+from shared.plan.energy import Power
+from shared.plan.gate import Gate
 from shared.plan.latency import Conditions
 from shared.plan.objective import Latency, Objective, Scores
 from shared.plan.profile import Profile
-from shared.plan.rows import build_rows
+from shared.plan.rows import FAITHFUL, build_rows
 from shared.plan.solve import Choice, choose
 from shared.plan.stages import Stage
 
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
     from shared.graph.ir import Cut, Graph
     from shared.wire.messages import ModelCard, ModelLoad
 
-__all__ = ["LinkState", "PlannedModel"]
+__all__ = ["LATENCY", "UNCONSTRAINED", "LinkState", "PlannedModel"]
+
+LATENCY = Latency()
+UNCONSTRAINED = Constraints()
 
 _UNKNOWN_WAIT_MS = 25.0
 """What a request is taken to wait while no fresh load report says otherwise: not nothing."""
@@ -36,10 +43,6 @@ _RESOLVE_MS = 250.0
 _DWELL_MS = 2000.0
 _STEADY_GAIN = 0.01
 """A row that is better by less than the hysteresis is taken once one has been, by this, for the dwell."""
-
-_FIRST_BLOCK_MS, _LONGEST_BLOCK_MS = 250.0, 8000.0
-_PENALTY_HALF_LIFE_MS = 2000.0
-_MOST_DOUBLINGS = 5
 
 
 class LinkState(NamedTuple):
@@ -55,19 +58,30 @@ class PlannedModel:
     """Knowledge and decision of one network.  Events are told by the controller, which then solves."""
 
     def __init__(
-        self, name: str, graph: Graph, profile: Profile, codecs: Sequence[Codec], hysteresis: float
+        self,
+        name: str,
+        graph: Graph,
+        profile: Profile,
+        *,
+        hysteresis: float = 0.05,
+        objective: Objective = LATENCY,
+        constraints: Constraints = UNCONSTRAINED,
+        gate: Gate | None = None,
+        power: Power | None = None,
     ) -> None:
         self.name = name
         self.graph = graph
-        self.codecs = tuple(codecs)
         self.corrections = Corrections()
         self.decision: Decision | None = None
+        self.objective = objective
         self._profile = profile
         self._hysteresis = hysteresis
-        self._objective: Objective = Latency()
+        self._constraints = constraints
+        self._gate = gate
+        self._power = power
         self._cloud_unit_ms: tuple[float, ...] = ()
         self._card_problem = "no cloud has offered this network"
-        self.rows = build_rows(graph, profile, (), codecs)
+        self._rebuild()
         self._pinned: tuple[Cut, Codec] | None = None
         self._decided_under: Conditions | None = None
         self._valid_until_ms = -math.inf
@@ -81,9 +95,7 @@ class PlannedModel:
         """Forget what an earlier connection taught of the cloud's state."""
         self._load: ModelLoad | None = None
         self._load_ms = -math.inf
-        self._blocked_until_ms = -math.inf
-        self._failures = 0
-        self._penalty_ms = self._penalty_since_ms = 0.0
+        self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
         units = len(self.graph.units)
@@ -97,29 +109,36 @@ class PlannedModel:
             self._card_problem = ""
             if self._cloud_unit_ms != tuple(card.unit_ms):
                 self._cloud_unit_ms = tuple(card.unit_ms)
-                self.rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self.codecs)
+                self._rebuild()
+
+    def on_measured(self, profile: Profile | None, gate: Gate | None) -> None:
+        """Better knowledge of this device or of the codecs' fidelity; None leaves what is there."""
+        self._profile = profile or self._profile
+        self._gate = gate or self._gate
+        self._rebuild()
 
     def on_load(self, load: ModelLoad, now_ms: float) -> None:
         self._load, self._load_ms = load, now_ms
 
-    def on_answered(self) -> None:
-        self._failures, self._penalty_ms = 0, 0.0
-
-    def on_late(self, late_ms: float, explained: bool, now_ms: float) -> None:
-        """A request was late; ``explained`` when the uplink's estimate was lowered for it."""
-        if not explained or self._failures > 0:
-            self._penalty_ms = max(self._penalty_at(now_ms), late_ms)
-            self._penalty_since_ms = now_ms
-        self._failures += 1
-
-    def on_refused(self, retry_after_ms: float, now_ms: float) -> None:
-        backoff_ms = min(_FIRST_BLOCK_MS * 2.0 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_BLOCK_MS)
-        self._failures += 1
-        self._blocked_until_ms = now_ms + max(retry_after_ms, backoff_ms)
-
-    def pin(self, pinned: tuple[Cut, Codec] | None) -> None:
-        self._pinned = pinned
+    def pin(self, cut: Cut, codec: Codec) -> None:
+        """Raises PlanError when a constraint excludes the pair."""
+        if codec not in self._menu:
+            allowed = ", ".join(each.label for each in self._menu)
+            raise PlanError(f"{self.name} may use {allowed}, not {codec.label}")
+        for each in self.excluded:
+            if (each.cut, each.codec) == (cut, codec):
+                raise PlanError(f"{self.name} may not be cut at {cut.name} in {codec.label}: {each.reason}")
+        self._pinned = (cut, codec)
         self._valid_until_ms = -math.inf
+
+    def unpin(self) -> None:
+        self._pinned = None
+        self._valid_until_ms = -math.inf
+
+    def _rebuild(self) -> None:
+        self._menu = self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
+        rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu)
+        self.rows, self.excluded = constrain(rows, self.graph, self._constraints, self._gate)
 
     # -- what follows
 
@@ -156,30 +175,52 @@ class PlannedModel:
             self._decided_under = conditions
         self._batches.clear()
         self._valid_until_ms = now_ms + _RESOLVE_MS
-        for change_ms in (self._load_ms + link.load_stale_ms, self._blocked_until_ms):
+        for change_ms in (self._load_ms + link.load_stale_ms, self.caution.blocked_until_ms):
             if change_ms > now_ms:
                 self._valid_until_ms = min(self._valid_until_ms, change_ms)
         self.decision = self._decide(link, conditions, scores, choice, reason, previous, threshold, now_ms)
         return self.decision, switched
 
-    def solve_once(self, link: LinkState, batch: int, deadline_ms: float | None, now_ms: float) -> Decision:
-        """The optimum for one request, without hysteresis and without a trace in what comes after."""
-        known = self._batches.get(batch) if deadline_ms is None else None
-        if known is not None:
-            return known
+    def solve_once(
+        self,
+        link: LinkState,
+        now_ms: float,
+        *,
+        batch: int = 1,
+        deadline_ms: float = math.inf,
+        objective: Objective | None = None,
+    ) -> Decision:
+        """The optimum for one request, without hysteresis and without a trace in what comes after.
+
+        When nothing meets the deadline, the fastest row.  Raises PlanError when the request's own
+        objective sets a limit that no row keeps.
+        """
+        ordinary = math.isinf(deadline_ms) and objective is None
+        if ordinary and batch in self._batches:
+            return self._batches[batch]
         conditions, _ = self._conditions(link, now_ms, batch)
-        scores = self._scores(conditions, link)
+        scores = self._scores(conditions, link, objective)
+        if objective is not None and scores.unmet:
+            raise PlanError(f"{self.name}: {scores.unmet}")
+        reason = f"for a batch of {batch}" if objective is None else "for the objective of this request"
+        if not math.isinf(deadline_ms):
+            in_time = (scores.latency_ms <= deadline_ms) & np.isfinite(scores.cost)
+            if in_time.any():
+                scores = scores._replace(cost=np.where(in_time, scores.cost, np.inf))
+                reason = f"the plan in use would miss the deadline of {deadline_ms:.0f} ms"
+            else:
+                fastest = np.where(np.isfinite(scores.cost), scores.latency_ms, np.inf)
+                scores = scores._replace(cost=fastest, unit="ms")
+                reason = f"nothing meets the deadline of {deadline_ms:.0f} ms; this is the fastest"
         pinned = self._pinned_row(scores)
         threshold = 0.0 if pinned is None else 1.0
         choice = choose(scores, pinned, threshold)
+        if self.decision is not None and choice.row == self.decision.row and batch == 1 and objective is None:
+            return self.decision
         if pinned is not None:
             reason = "pinned"
-        elif deadline_ms is not None:
-            reason = f"the plan in use would miss the deadline of {deadline_ms:.0f} ms"
-        else:
-            reason = f"for a batch of {batch}"
         decision = self._decide(link, conditions, scores, choice, reason, pinned, threshold, now_ms)
-        if deadline_ms is None:
+        if ordinary:
             self._batches[batch] = decision
         return decision
 
@@ -204,7 +245,9 @@ class PlannedModel:
             place=place_of(cut),
             predicted_ms=float(scores.latency_ms[row]),
             cost=choice.cost,
-            unit=self._objective.unit,
+            unit=scores.unit,
+            unmet=scores.unmet,
+            power=self._power,
             runner_up=choice.runner_up,
             margin=choice.margin,
             gain=choice.gain,
@@ -220,11 +263,15 @@ class PlannedModel:
             rows=rows,
         )
 
-    def _scores(self, conditions: Conditions, link: LinkState) -> Scores:
-        scores = self._objective.score(self.rows, conditions)
-        largest = link.max_message_bytes / conditions.batch
+    def _scores(self, conditions: Conditions, link: LinkState, objective: Objective | None = None) -> Scores:
+        scores = (objective or self.objective).score(self.rows, conditions)
+        largest = link.max_message_bytes
+        if self._constraints.max_uplink_bytes is not None:
+            largest = min(largest, self._constraints.max_uplink_bytes)
+        largest /= conditions.batch
         if self.rows.largest_payload_bytes > largest:
-            scores.cost[self.rows.payload_bytes > largest] = np.inf
+            cost = np.where(self.rows.payload_bytes > largest, np.inf, scores.cost)
+            return scores._replace(cost=cost)
         return scores
 
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
@@ -236,7 +283,7 @@ class PlannedModel:
             problem = "no link to the cloud"
         elif fresh and load is not None and load.ready == 0:
             problem = "no replica is ready"
-        elif now_ms < self._blocked_until_ms:
+        elif now_ms < self.caution.blocked_until_ms:
             problem = "the cloud refused work"
         wait_ms = self._reported_wait_ms(link, now_ms)
         extra_ms = learned.wait_ms(now_ms)
@@ -248,7 +295,7 @@ class PlannedModel:
         conditions = Conditions(
             uplink_bps=estimate.uplink_bps,
             rtt_ms=estimate.rtt_ms,
-            wait_ms=max(0.0, wait_ms + extra_ms) + self._penalty_at(now_ms),
+            wait_ms=max(0.0, wait_ms + extra_ms) + self.caution.penalty_ms(now_ms),
             slowdown=min(max(slowdown, _LEAST_SLOWDOWN), _MOST_SLOWDOWN),
             reachable=not problem,
             downlink_bps=estimate.downlink_bps,
@@ -270,10 +317,6 @@ class PlannedModel:
         """The load report's wait; when it is stale, at least what is assumed of an unknown queue."""
         reported = 0.0 if self._load is None else max(0.0, self._load.wait_ms)
         return reported if self._is_fresh(link, now_ms) else max(reported, _UNKNOWN_WAIT_MS)
-
-    def _penalty_at(self, now_ms: float) -> float:
-        half_life_ms = _PENALTY_HALF_LIFE_MS * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
-        return float(self._penalty_ms * 0.5 ** ((now_ms - self._penalty_since_ms) / half_life_ms))
 
     def _row_of(self, decision: Decision) -> int | None:
         """An earlier decision's row among the rows of now."""

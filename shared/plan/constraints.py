@@ -6,7 +6,7 @@ The local row breaks no constraint, so that only a pinned cut can make constrain
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,26 +14,24 @@ import numpy as np
 
 from shared.codec import Codec
 from shared.errors import PlanError
-from shared.plan.rows import LOSSLESS, Rows
+from shared.plan.gate import Gate
+from shared.plan.rows import Rows
 from shared.tensor import SymbolicSpec
 
 if TYPE_CHECKING:
     from shared.graph.ir import Cut, Graph
 
-__all__ = ["Agreement", "Constraints", "Excluded", "constrain", "keeps_input"]
+__all__ = ["Constraints", "Excluded", "constrain", "keeps_input"]
 
 _ASPECT_TOLERANCE = 0.3  # in log: what padding and strides do to height over width
-
-Agreement = Mapping[tuple[int, Codec], float]
-"""By cut index and codec the share of calibration inputs on which the answer is the whole network's.
-A lossy pair that is missing was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """``codecs``: all that may be used, None for what was measured.  ``min_agreement`` holds for pairs
-    whose agreement is known.  ``input_never_leaves``: True, or the name of the unit that must have run on
-    the device; see :func:`keeps_input`.  ``max_uplink_bytes`` is per request at batch 1.  ``cut`` pins one.
+    """``codecs``: all that may be used, None for what was measured.  ``min_agreement`` is asked of every
+    pair when there is a gate, and of none without.  ``input_never_leaves``: True for
+    :func:`keeps_input`, or the name of the unit that must have run on the device.  ``max_uplink_bytes``
+    is per request at batch 1.  ``cut`` pins one.
     """
 
     codecs: tuple[Codec, ...] | None = None
@@ -53,7 +51,7 @@ class Excluded:
 
 
 def constrain(
-    rows: Rows, graph: Graph, constraints: Constraints, agreement: Agreement | None = None
+    rows: Rows, graph: Graph, constraints: Constraints, gate: Gate | None = None
 ) -> tuple[Rows, tuple[Excluded, ...]]:
     """The rows that keep every constraint, and the others.
 
@@ -61,19 +59,21 @@ def constrain(
     cannot be reached.  Raises PlanError when a named unit does not exist, or when a pinned cut has no row
     left: the message names the constraint in its way and the nearest value that would do.
     """
+    if gate is None and constraints == Constraints(min_agreement=constraints.min_agreement):
+        return rows, ()
     private = _private_cuts(rows.cuts, graph, constraints.input_never_leaves)
     keep = np.ones(len(rows), dtype=np.bool_)
     excluded = []
     for row in range(len(rows)):
         if row == rows.local:
             continue
-        reason = _reason(rows, row, constraints, agreement or {}, private)
+        reason = _reason(rows, row, constraints, gate, private)
         if reason:
             keep[row] = False
             excluded.append(Excluded(rows.cut_of(row), rows.codec_of(row), reason))
     kept = rows.select(keep)
     if constraints.cut is not None:
-        _check_pinned(rows, kept, graph, constraints, agreement or {}, private)
+        _check_pinned(rows, kept, graph, constraints, gate, private)
     return kept, tuple(excluded)
 
 
@@ -113,7 +113,7 @@ def _private_cuts(cuts: Sequence[Cut], graph: Graph, rule: bool | str) -> list[b
 
 
 def _reason(
-    rows: Rows, row: int, constraints: Constraints, agreement: Agreement, private: Sequence[bool]
+    rows: Rows, row: int, constraints: Constraints, gate: Gate | None, private: Sequence[bool]
 ) -> str:
     """Why a row is no candidate; empty when it is one."""
     cut, codec = rows.cut_of(row), rows.codec_of(row)
@@ -123,9 +123,12 @@ def _reason(
         return "input_never_leaves: the input could be read from what crosses here"
     if constraints.codecs is not None and codec not in constraints.codecs:
         return "codecs: not among those allowed"
-    known = 1.0 if codec in LOSSLESS else agreement.get((cut.index, codec), math.nan)
-    if known < constraints.min_agreement:
-        return f"min_agreement: {known:.3f} is below {constraints.min_agreement:.3f}"
+    if gate is not None:
+        fidelity = gate.fidelity(cut.live, codec)
+        if fidelity is None:
+            return "min_agreement: the agreement of this pair was not measured"
+        if fidelity.agreement < constraints.min_agreement:
+            return f"min_agreement: {fidelity.agreement:.3f} is below {constraints.min_agreement:.3f}"
     payload = rows.payload_bytes[row]
     if constraints.max_uplink_bytes is not None and payload > constraints.max_uplink_bytes:
         return f"max_uplink_bytes: {payload:.0f} bytes are more than {constraints.max_uplink_bytes}"
@@ -137,7 +140,7 @@ def _check_pinned(
     kept: Rows,
     graph: Graph,
     constraints: Constraints,
-    agreement: Agreement,
+    gate: Gate | None,
     private: Sequence[bool],
 ) -> None:
     index = constraints.cut
@@ -165,16 +168,19 @@ def _check_pinned(
                 rows.codec_of(row).label for row in range(len(rows)) if rows.cut_of(row).index == index
             )
             raise PlanError(f"{pinned} none of the allowed codecs can be used there; possible are {there}")
-    known = {row: agreement.get((index, rows.codec_of(row)), math.nan) for row in at_cut}
-    faithful = [
-        row for row in at_cut if rows.codec_of(row) in LOSSLESS or not known[row] < constraints.min_agreement
-    ]
-    if not faithful:
-        raise PlanError(
-            f"{pinned} no allowed codec reaches min_agreement {constraints.min_agreement:.3f} there; "
-            f"the nearest possible is {max(known.values()):.3f}"
-        )
-    least = min(rows.payload_bytes[row] for row in faithful)
+    if gate is not None:
+        agreements = {
+            row: 0.0 if fidelity is None else fidelity.agreement
+            for row in at_cut
+            for fidelity in [gate.fidelity(cut.live, rows.codec_of(row))]
+        }
+        at_cut = [row for row in at_cut if agreements[row] >= constraints.min_agreement]
+        if not at_cut:
+            raise PlanError(
+                f"{pinned} no allowed codec reaches min_agreement {constraints.min_agreement:.3f} there; "
+                f"the nearest possible is {max(agreements.values()):.3f}"
+            )
+    least = min(rows.payload_bytes[row] for row in at_cut)
     raise PlanError(
         f"{pinned} its payload exceeds max_uplink_bytes {constraints.max_uplink_bytes}; "
         f"the nearest possible is {least:.0f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,21 +41,18 @@ class Scores(NamedTuple):
     """``cost[row]`` is what is minimised, ``inf`` for a row that may not be chosen; ``latency_ms[row]`` is
     the predicted latency, ``inf`` only for what cannot be reached.
 
-    ``unmet`` is empty, or names the limit that no row keeps and the nearest value that one does; the cost
-    is then the distance from that limit, not the objective's own.
+    ``unit`` is the cost's, for people.  ``unmet`` is empty, or names the limit that no row keeps and the
+    nearest value that one does; the cost is then what the limit is on, not the objective's own.
     """
 
     cost: NDArray[np.float64]
     latency_ms: NDArray[np.float64]
+    unit: str = "ms"
     unmet: str = ""
 
 
 class Objective(Protocol):
     """Frozen and stateless: equal rows and conditions always score the same."""
-
-    @property
-    def unit(self) -> str:
-        """The unit of the cost, for people, e.g. ``ms``."""
 
     def score(self, rows: Rows, conditions: Conditions) -> Scores:
         """Neither array may be written to: they may be one and the same."""
@@ -65,7 +62,6 @@ class Objective(Protocol):
 class Latency:
     """The time from the request to its answer, within ``energy_mj`` of the device if given."""
 
-    unit: ClassVar[str] = "ms"
     energy_mj: float | None = None
     power: Power | None = None
 
@@ -78,14 +74,13 @@ class Latency:
         if self.energy_mj is None or self.power is None:
             return Scores(latency, latency)
         energy = energy_mj(rows, conditions, self.power)
-        return _within(latency, energy, self.energy_mj, "energy_mj", "mJ", latency)
+        return _within(latency, "ms", energy, "mJ", self.energy_mj, "energy_mj", latency)
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
     """The device's energy for one request, with an answer within ``deadline_ms`` if given."""
 
-    unit: ClassVar[str] = "mJ"
     power: Power
     deadline_ms: float | None = None
 
@@ -93,8 +88,8 @@ class Energy:
         latency = latency_ms(rows, conditions)
         energy = energy_mj(rows, conditions, self.power)
         if self.deadline_ms is None:
-            return Scores(energy, latency)
-        return _within(energy, latency, self.deadline_ms, "deadline_ms", "ms", latency)
+            return Scores(energy, latency, "mJ")
+        return _within(energy, "mJ", latency, "ms", self.deadline_ms, "deadline_ms", latency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +100,6 @@ class Throughput:
     the rows that keep up with it (:func:`bottleneck_ms` below its period).
     """
 
-    unit: ClassVar[str] = "ms"
     rate_hz: float | None = None
 
     def score(self, rows: Rows, conditions: Conditions) -> Scores:
@@ -119,14 +113,13 @@ class Throughput:
             return Scores(np.where(keeps_up, latency, np.inf), latency)
         nearest = 1000.0 / float(period.min()) * _STEADY_SHARE
         unmet = f"rate_hz {self.rate_hz:.4g} cannot be kept up; the nearest possible is {nearest:.4g}"
-        return Scores(period, latency, unmet)
+        return Scores(period, latency, unmet=unmet)
 
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A price for each ms of latency, mJ of energy and kB on the uplink; the cost is in its currency."""
+    """A price for each ms of latency, mJ of energy and kB on the uplink; the cost is in points."""
 
-    unit: ClassVar[str] = "points"
     per_ms: float = 1.0
     per_mj: float = 0.0
     per_uplink_kb: float = 0.0
@@ -148,7 +141,7 @@ class Weighted:
             cost += energy_mj(rows, conditions, self.power) * self.per_mj
         if not conditions.reachable:
             cost[rows.remote] = np.inf
-        return Scores(cost, latency)
+        return Scores(cost, latency, "points")
 
 
 def bottleneck_ms(rows: Rows, conditions: Conditions) -> NDArray[np.float64]:
@@ -172,15 +165,17 @@ def in_flight(latency_ms: float, period_ms: float) -> int:
 
 def _within(
     cost: NDArray[np.float64],
+    cost_unit: str,
     spent: NDArray[np.float64],
+    spent_unit: str,
     limit: float,
     name: str,
-    unit: str,
     latency: NDArray[np.float64],
 ) -> Scores:
     """``cost`` where ``spent`` keeps the limit; ``spent`` itself, with what is possible, when none does."""
     keeps = spent <= limit
     if keeps.any():
-        return Scores(np.where(keeps, cost, np.inf), latency)
-    unmet = f"{name} {limit:.4g} cannot be kept; the nearest possible is {float(spent.min()):.4g} {unit}"
-    return Scores(spent, latency, unmet)
+        return Scores(np.where(keeps, cost, np.inf), latency, cost_unit)
+    nearest = float(spent.min())
+    unmet = f"{name} {limit:.4g} cannot be kept; the nearest possible is {nearest:.4g} {spent_unit}"
+    return Scores(spent, latency, spent_unit, unmet)

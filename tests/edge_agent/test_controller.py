@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.controller import Controller, Decision
-from shared.codec import Codec
+from shared.codec import Codec, Form
 from shared.config import CloudLinkConfig
 from shared.errors import PlanError, UnknownModelError
 from shared.graph.ir import Graph
+from shared.plan.constraints import Constraints
+from shared.plan.energy import Power, energy_mj
+from shared.plan.gate import Fidelity, Gate, GateKey
 from shared.plan.latency import Conditions, latency_ms, stage_ms
-from shared.plan.objective import Latency
+from shared.plan.objective import Energy, Latency, Throughput
 from shared.plan.profile import Profile
+from shared.plan.radio import LinkType
 from shared.plan.solve import choose
 from shared.plan.stages import Stage
 from shared.wire.messages import Limits, LoadReport, ModelCard, ModelLoad
@@ -60,9 +64,11 @@ class World:
     now_ms: float = 0.0
     sequence: int = 0
     controller: Controller = field(default_factory=lambda: Controller(CloudLinkConfig()))
+    planned: bool = False
 
     def __post_init__(self) -> None:
-        self.controller.add_model("net", GRAPH, PROFILE, self.now_ms)
+        if not self.planned:
+            self.controller.add_model("net", GRAPH, PROFILE, self.now_ms)
 
     def connect(self) -> World:
         self.controller.on_connected(self.now_ms)
@@ -561,6 +567,104 @@ def test_a_pin_on_what_is_not_there_is_refused() -> None:
         world.controller.pin("net", 25)
     with pytest.raises(PlanError, match=r"may use .*uint8.*, not int4"):
         world.controller.pin("net", 3, Codec.INT4)
+
+
+# -- objectives and constraints
+
+POWER = Power(busy_w=6.0, idle_w=0.5, link=LinkType.WIRED)
+
+
+def planned_for(**options: object) -> World:
+    controller = Controller(CloudLinkConfig())
+    world = World(controller=controller, planned=True)
+    controller.add_model("net", GRAPH, PROFILE, 0.0, **options)  # type: ignore[arg-type]
+    return world.connect()
+
+
+def test_a_model_has_its_objective_and_a_request_may_have_another() -> None:
+    world = planned_for(objective=Energy(POWER), power=POWER)
+    frugal = decide(world)
+    assert frugal.unit == "mJ"
+    assert frugal.energy_mj == pytest.approx(frugal.cost)
+    fast = decide(world, objective=Latency())
+    assert fast.predicted_ms < frugal.predicted_ms
+    assert fast.energy_mj is not None
+    assert fast.energy_mj > frugal.cost
+    assert decide(world) is frugal
+    assert frugal.as_dict()["energy_mj"] == pytest.approx(frugal.cost)
+
+
+def test_a_deadline_holds_for_an_objective_other_than_latency() -> None:
+    world = planned_for(objective=Energy(POWER), power=POWER)
+    frugal, fastest = decide(world), decide(world, objective=Latency())
+    between = (frugal.predicted_ms + fastest.predicted_ms) / 2
+    in_time = decide(world, deadline_ms=between)
+    assert in_time.predicted_ms <= between
+    energy = energy_mj(in_time.rows, in_time.conditions, POWER)
+    latency = latency_ms(in_time.rows, in_time.conditions)
+    assert in_time.cost == pytest.approx(energy[latency <= between].min())
+    too_late = decide(world, deadline_ms=fastest.predicted_ms / 2)
+    assert too_late.row == fastest.row
+    assert "nothing meets the deadline" in too_late.reason
+
+
+def test_a_standing_limit_that_cannot_be_kept_is_approached_and_a_requests_own_is_an_error() -> None:
+    world = planned_for(objective=Energy(POWER, deadline_ms=0.5))
+    nearest = decide(world)
+    assert "deadline_ms 0.5 cannot be kept; the nearest possible is" in nearest.unmet
+    assert nearest.unmet == nearest.as_dict()["unmet"]
+    assert nearest.predicted_ms == pytest.approx(decide(world, objective=Latency()).predicted_ms)
+    with pytest.raises(PlanError, match=r"net: deadline_ms 0.5 cannot be kept; the nearest possible is"):
+        decide(world, objective=Energy(POWER, deadline_ms=0.5))
+
+
+def test_a_stream_says_how_many_requests_it_needs_under_way() -> None:
+    world = planned_for(objective=Throughput())
+    world.uplink_bps = 6e6
+    for _ in range(3):
+        world.span()
+    stream = decide(world)
+    assert stream.cost == pytest.approx(stream.period_ms)
+    assert stream.in_flight == math.ceil(stream.predicted_ms / stream.period_ms)
+    assert stream.in_flight > 1
+
+
+def test_constraints_hold_whatever_the_link_does() -> None:
+    constraints = Constraints(codecs=(Codec.UINT8_LZ4,), max_uplink_bytes=60_000, input_never_leaves="unit2")
+    world = planned_for(constraints=constraints)
+    for rate in (1e6, 1e7, 1e9):
+        world.uplink_bps = rate
+        for _ in range(3):
+            world.span()
+        for decision in (decide(world), decide(world, batch=2)):
+            assert decision.payload_bytes <= 60_000
+            if not decision.is_local:
+                assert decision.codec is Codec.UINT8_LZ4
+                assert 2 in decision.cut.edge_units
+    assert not decide(world).is_local
+    with pytest.raises(PlanError, match="input_never_leaves"):
+        world.controller.pin("net", 1, Codec.UINT8_LZ4)
+
+
+def test_a_gate_opens_the_menu_and_closes_what_fails_it() -> None:
+    world = World(uplink_bps=8e6).connect()
+    for _ in range(3):
+        world.span()
+    before = decide(world)
+    assert not before.is_local
+    forms = {Form.HALF: Fidelity(1.0, 0.0), Form.UINT8: Fidelity(0.5, 0.9), Form.INT4: Fidelity(1.0, 0.0)}
+    measured = {cut.live: forms for cut in GRAPH.cuts if cut.live}
+    gate = Gate(GateKey(DIGEST, "test", "top1"), 16, measured)
+    world.controller.on_measured("net", world.now_ms, gate=gate)
+    assert Codec.INT4 in {decide(world).rows.codec_of(row) for row in range(len(decide(world).rows))}
+    assert decide(world).codec.form is not Form.UINT8
+
+
+def test_a_measured_profile_replaces_the_one_that_was_assumed() -> None:
+    world = World().connect()
+    world.controller.on_disconnected(world.now_ms)
+    world.controller.on_measured("net", world.now_ms, profile=PROFILE.stretched(2.0))
+    assert decide(world).predicted_ms == pytest.approx(2 * LOCAL_MS)
 
 
 # -- records

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.codec import Codec
+from shared.codec import Codec, Form
 from shared.errors import PlanError
 from shared.graph.ir import Graph
 from shared.plan.constraints import Constraints, constrain, keeps_input
+from shared.plan.gate import Fidelity, Gate, GateKey
 from shared.plan.profile import Profile
 from shared.plan.rows import LOSSLESS, build_rows
 from shared.tensor import DType, SymbolicSpec
@@ -20,8 +21,17 @@ GRAPH = chain([150_528, 400_000, 100_000, 20_000, 1000])
 ROWS = build_rows(GRAPH, profile_of(GRAPH, [20.0, 30.0, 25.0, 15.0]), (2.0, 3.0, 2.5, 1.5), tuple(Codec))
 
 
-def kept(constraints: Constraints, agreement: dict[tuple[int, Codec], float] | None = None) -> set[object]:
-    rows, excluded = constrain(ROWS, GRAPH, constraints, agreement)
+def gate_of(agreements: dict[int, dict[Form, float]]) -> Gate:
+    """By cut index and form."""
+    measured = {
+        GRAPH.cuts[cut].live: {form: Fidelity(value, 0.0) for form, value in forms.items()}
+        for cut, forms in agreements.items()
+    }
+    return Gate(GateKey(GRAPH.digest, "test", "top1"), 10, measured)
+
+
+def kept(constraints: Constraints, gate: Gate | None = None) -> set[object]:
+    rows, excluded = constrain(ROWS, GRAPH, constraints, gate)
     assert len(rows) + len(excluded) == len(ROWS)
     assert all(each.reason for each in excluded)
     assert not rows.remote[rows.local]
@@ -40,16 +50,22 @@ def test_only_allowed_codecs_stay() -> None:
     }
 
 
-def test_a_pair_below_the_agreement_is_out_and_an_unknown_or_lossless_one_stays() -> None:
-    agreement = {
-        (1, Codec.INT4): 0.95,
-        (1, Codec.UINT8): 0.99,
-        (2, Codec.INT4): 1.0,
-        (2, Codec.FLOAT32): 0.0,
+def test_a_pair_below_the_agreement_or_never_measured_is_out() -> None:
+    gate = gate_of({1: {Form.INT4: 0.95, Form.UINT8: 0.99}, 2: {Form.INT4: 1.0}, 3: {}})
+    pairs = kept(Constraints(min_agreement=0.99), gate)
+    exact = {(cut, codec) for cut in range(4) for codec in LOSSLESS}
+    uint8 = {Codec.UINT8, Codec.UINT8_LZ4, Codec.UINT8_ZSTD}
+    int4 = {Codec.INT4, Codec.INT4_LZ4, Codec.INT4_ZSTD}
+    assert pairs == exact | {(1, codec) for codec in uint8} | {(2, codec) for codec in int4}
+    reasons = {each.reason for each in constrain(ROWS, GRAPH, Constraints(), gate)[1]}
+    assert reasons == {
+        "min_agreement: 0.950 is below 0.990",
+        "min_agreement: the agreement of this pair was not measured",
     }
-    pairs = kept(Constraints(min_agreement=0.99), agreement)
-    assert (1, Codec.INT4) not in pairs
-    assert {(1, Codec.UINT8), (2, Codec.INT4), (3, Codec.INT4), (2, Codec.FLOAT32)} <= pairs
+
+
+def test_without_a_gate_no_agreement_is_asked_for() -> None:
+    assert (1, Codec.INT4) in kept(Constraints(min_agreement=1.0))
 
 
 @given(networks(), st.integers(1, 1_000_000))
@@ -146,9 +162,9 @@ def test_a_pinned_cut_leaves_its_rows_and_the_local_one() -> None:
 def test_constraints_that_a_pinned_cut_cannot_keep_say_what_it_could(
     constraints: Constraints, message: str
 ) -> None:
-    agreement = {(1, Codec.INT4): 0.9, (1, Codec.UINT8): 0.99}
+    gate = gate_of({1: {Form.INT4: 0.9, Form.UINT8: 0.99}})
     with pytest.raises(PlanError, match=message):
-        constrain(ROWS, GRAPH, constraints, agreement if constraints.max_uplink_bytes is None else None)
+        constrain(ROWS, GRAPH, constraints, gate)
 
 
 def test_lossless_is_what_keeps_every_bit() -> None:
