@@ -7,7 +7,10 @@ so is the sweep that ``edge-agent calibrate`` fits its predictor on.  Each netwo
 * ``plain``: from the same units by plain least squares, signs and absolute errors as they come;
 * ``sweep``: from the sweep alone, as on a device that has run none of the networks.
 
-An error is ``|predicted - measured| / measured``, of a unit or of a network's sum of units.
+An error is ``|predicted - measured| / measured``, of a unit or of a network's sum of units.  What an error
+costs is another matter: ``regret`` is how much longer a request takes when its cut is chosen by predicted
+device times, on a device DEVICE_SLOWDOWN times slower than the cloud, over links of UPLINKS_MBPS with a
+round trip of RTT_MS, payloads as they are; the mean over the links.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.contract import Bench
 from shared import zoo
@@ -42,7 +47,19 @@ _QUICK = ("mnist", "senna-pos", "senna-ner", "mobilenetv2", "googlenet", "vit-ti
 _WARM_UP = 2
 
 WAYS = ("others", "plain", "sweep")
+DEVICE_SLOWDOWN = 5.0
+UPLINKS_MBPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+RTT_MS = 10.0
+
 Errors = dict[str, dict[str, list[float]]]
+Array = NDArray[np.float64]
+
+
+class Measured(NamedTuple):
+    """A network's units as measured, and the bytes that each of its cuts sends."""
+
+    samples: list[Sample]
+    cut_bytes: list[int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,16 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return bench.finish()
 
 
-def measure(name: str, repeats: int) -> list[Sample]:
+def measure(name: str, repeats: int) -> Measured:
     """Features and median time of every unit of a zoo network, fused, batch 1."""
     network = zoo.build(name)
     captured = capture(network.module, network.args, network.kwargs, name=name)
     leaves = captured.graph.flatten(network.args, network.kwargs)
     times = load(captured).unit_times(leaves, _WARM_UP + repeats)
-    return [
+    graph = captured.graph
+    samples = [
         Sample(features, statistics.median(taken[_WARM_UP:]))
-        for features, taken in zip(unit_features(captured.graph), times, strict=True)
+        for features, taken in zip(unit_features(graph), times, strict=True)
     ]
+    return Measured(samples, [sum(spec.nbytes for spec in graph.live_specs(cut, 1)) for cut in graph.cuts])
 
 
 def _sweep(bench: Bench, share: float, repeats: int) -> list[Sample]:
@@ -86,10 +105,10 @@ def plain_fit(samples: Sequence[Sample]) -> Regression:
 
 
 def predictors(
-    measured: dict[str, list[Sample]], held_out: str, swept: Predictor, key: PredictorKey
+    measured: dict[str, Measured], held_out: str, swept: Predictor, key: PredictorKey
 ) -> dict[str, Predictor]:
     """The three ways of predicting ``held_out``; none has seen it."""
-    others = [sample for name, samples in measured.items() if name != held_out for sample in samples]
+    others = [sample for name, known in measured.items() if name != held_out for sample in known.samples]
 
     def fitted(fit: Fit) -> Predictor:
         return fit_predictor(others, key, fit)
@@ -97,16 +116,38 @@ def predictors(
     return {"others": fitted(fit_relative), "plain": fitted(plain_fit), "sweep": swept}
 
 
-def evaluate(
-    bench: Bench, measured: dict[str, list[Sample]], swept: Sequence[Sample], key: PredictorKey
-) -> None:
+def regret(measured: Measured, predicted_ms: Sequence[float]) -> float:
+    """Time lost by choosing cuts on predicted device times, relative to the best cut; mean over links."""
+    cloud_ms = np.array([sample.ms for sample in measured.samples])
+    lost = []
+    for uplink_mbps in UPLINKS_MBPS:
+        true = _latency(cloud_ms * DEVICE_SLOWDOWN, cloud_ms, measured.cut_bytes, uplink_mbps)
+        believed = _latency(
+            np.array(predicted_ms) * DEVICE_SLOWDOWN, cloud_ms, measured.cut_bytes, uplink_mbps
+        )
+        lost.append(float(true[np.argmin(believed)] / true.min() - 1))
+    return statistics.mean(lost)
+
+
+def _latency(device_ms: Array, cloud_ms: Array, cut_bytes: Sequence[int], uplink_mbps: float) -> Array:
+    """Of every cut, in ms; the last stays on the device."""
+    before = np.concatenate(([0.0], np.cumsum(device_ms)))
+    after = np.concatenate(([0.0], np.cumsum(cloud_ms[::-1])))[::-1]
+    transfer = np.array(cut_bytes) * 8 / (uplink_mbps * 1000) + RTT_MS
+    transfer[-1] = 0.0
+    return before + transfer + after
+
+
+def evaluate(bench: Bench, measured: dict[str, Measured], swept: Sequence[Sample], key: PredictorKey) -> None:
     """Add a row for each type of unit and each network, and the targets."""
     from_sweep = fit_predictor(swept, key)
     by_type: Errors = {}
     by_network: Errors = {}
     whole: Errors = {}
+    lost: Errors = {}
     negative = dict.fromkeys(WAYS, 0)
-    for name, samples in measured.items():
+    for name, network in measured.items():
+        samples = network.samples
         total = sum(sample.ms for sample in samples)
         for way, predictor in predictors(measured, name, from_sweep, key).items():
             predicted = [predictor.ms(sample.features) for sample in samples]
@@ -115,24 +156,26 @@ def evaluate(
                 by_type.setdefault(sample.features.type, {}).setdefault(way, []).append(error)
             by_network.setdefault(name, {})[way] = errors
             whole.setdefault(name, {})[way] = [abs(sum(predicted) - total) / total]
+            lost.setdefault(name, {})[way] = [regret(network, predicted)]
             negative[way] += sum(ms < 0 for ms in predicted)
     _report_types(bench, measured, by_type)
-    for name, samples in measured.items():
+    for name, network in measured.items():
         bench.row(
             network=name,
-            units=len(samples),
-            measured_ms=sum(sample.ms for sample in samples),
+            units=len(network.samples),
+            measured_ms=sum(sample.ms for sample in network.samples),
             **{f"unit_{way}": statistics.median(by_network[name][way]) for way in WAYS},
             **{f"whole_{way}": whole[name][way][0] for way in WAYS},
+            **{f"regret_{way}": lost[name][way][0] for way in WAYS},
             errors=by_network[name],
         )
     _promise(bench, by_network, whole, negative)
 
 
-def _report_types(bench: Bench, measured: dict[str, list[Sample]], by_type: Errors) -> None:
+def _report_types(bench: Bench, measured: dict[str, Measured], by_type: Errors) -> None:
     spent: dict[str, float] = {}
-    for samples in measured.values():
-        for sample in samples:
+    for network in measured.values():
+        for sample in network.samples:
             spent[sample.features.type] = spent.get(sample.features.type, 0.0) + sample.ms
     rows = [
         {

@@ -20,11 +20,10 @@ from typing import Literal, Protocol, get_args
 from edge_agent.energy_counters import Ina3221Counter, RaplCounter
 from shared.errors import StartupError
 from shared.plan import radio
-from shared.plan.radio import LinkType
+from shared.plan.energy import Power
 
 __all__ = [
     "Activity",
-    "DeviceWatts",
     "MeasuringMeter",
     "MeterChoice",
     "MeterKind",
@@ -50,18 +49,6 @@ class Activity:
     uplink_mbps: float = 0.0
     downlink_bytes: int = 0
     downlink_mbps: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceWatts:
-    """What the device draws while it computes and while it waits, without its radio."""
-
-    busy: float
-    idle: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.idle <= self.busy:
-            raise ValueError(f"idle {self.idle} W must lie between 0 and busy {self.busy} W")
 
 
 class PowerMeter(Protocol):
@@ -125,21 +112,20 @@ class ModelMeter:
 
     name = "model"
 
-    def __init__(self, watts: DeviceWatts, link: LinkType) -> None:
-        self.watts = watts
-        self.link = link
+    def __init__(self, power: Power) -> None:
+        self.power = power
 
     @property
     def detail(self) -> str:
-        return f"{self.watts.busy:g} W busy, {self.watts.idle:g} W idle, {self.link} radio"
+        return f"{self.power.busy_w:g} W busy, {self.power.idle_w:g} W idle, {self.power.link} radio"
 
     def start(self) -> float:
         return 0.0
 
     def energy_mj(self, since: float | None, activity: Activity) -> float:
-        device_mj = self.watts.busy * activity.busy_ms + self.watts.idle * activity.idle_ms
+        device_mj = self.power.busy_w * activity.busy_ms + self.power.idle_w * activity.idle_ms
         return device_mj + radio.energy_mj(
-            self.link,
+            self.power.link,
             activity.uplink_bytes,
             activity.uplink_mbps,
             activity.downlink_bytes,
@@ -166,15 +152,15 @@ class MeterChoice:
 
 def choose_meter(
     kind: MeterKind,
-    watts: DeviceWatts,
-    link: LinkType,
+    power: Power,
     rail: str | None = None,
     root: Path = Path("/"),
 ) -> MeterChoice:
     """The meter of that kind, or for ``auto`` the first that works of ina3221, rapl and model.
 
-    ``rail`` is the label of the Jetson rail to measure; None takes the whole board.  Raises StartupError
-    with the reason when a meter was asked for by name and does not work, and for an unknown kind.
+    ``power`` is what plans for energy assume as well.  ``rail`` is the label of the Jetson rail to measure;
+    None takes the whole board.  Raises StartupError with the reason when a meter was asked for by name and
+    does not work, and for an unknown kind.
     """
     measuring: dict[str, Callable[[], EnergyCounter]] = {
         "ina3221": lambda: Ina3221Counter(root, rail),
@@ -191,4 +177,4 @@ def choose_meter(
                 return MeterChoice(MeasuringMeter(name, open_counter()), tuple(rejected))
             except StartupError as error:
                 rejected.append((name, str(error)))
-    return MeterChoice(ModelMeter(watts, link), tuple(rejected))
+    return MeterChoice(ModelMeter(power), tuple(rejected))
