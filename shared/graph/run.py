@@ -77,6 +77,7 @@ class Program:
                 units = fused_calls(graph, self._layout.constants, device)
             else:
                 units = [[call_of(op, device) for op in unit.ops] for unit in graph.units]
+            self._drop_unread(units)
             self._units = self._scheduled(units)
             self._views = {
                 op.written[0]: self._layout.step(call_of(op, device, reshape=mode == "fused"))
@@ -186,6 +187,15 @@ class Program:
             step(slots)
             self._layout.constants.update({slot: slots[slot] for slot in op.written})
         return remaining
+
+    def _drop_unread(self, units: Sequence[Sequence[Call]]) -> None:
+        """Let go of weights that are only held folded or packed now."""
+        read = {slot for calls in units for call in calls for slot in call.reads}
+        read.update(slot for op in self.graph.preamble for slot in op.reads if self._per_batch)
+        read.update(self.graph.outputs)
+        constants = self._layout.constants
+        for slot in constants.keys() - read:
+            del constants[slot]
 
     def _template(self, batch: int) -> list[Any]:
         """Slots with all that depends on weights and batch size filled in."""
