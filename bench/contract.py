@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ class Bench:
         self.options = parser.parse_args(argv)
         self.quick: bool = self.options.quick
         self.seed: int = self.options.seed
-        self.console = console or Console()
+        # Into a file or a pipe, tables keep the width of a roomy terminal instead of 80 columns.
+        self.console = console or Console(width=None if sys.stdout.isatty() else 120)
         self.config: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.targets: list[Target] = []
@@ -113,9 +115,10 @@ class Bench:
             table.add_row(*(_cell(row.get(column)) for column in columns))
         self.console.print(table)
 
-    def finish(self) -> int:
+    def finish(self, show_rows: bool = True) -> int:
         """Print, write the JSON where asked, and return the exit code."""
-        self.show(f"bench.{self.name}{' (quick)' if self.quick else ''}", self.rows)
+        if show_rows:
+            self.show(f"bench.{self.name}{' (quick)' if self.quick else ''}", self.rows)
         self.show(
             "targets",
             [

@@ -43,10 +43,15 @@ class RayCluster:
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            # Ray listens on every interface and runs what it is sent, so it gets a secret of its own.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Ray's workers are nice by default, but here nothing on the machine is more important.
+            "RAY_worker_niceness": "0",
             _MARK: secrets.token_hex(8),
         }
         argv = [_beside_python("ray"), "start", "--head", "--block", f"--port={port}"]
-        argv += [f"--num-cpus={num_cpus}", f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"]
+        argv += [f"--num-cpus={num_cpus}", f"--temp-dir={scratch}"]
         argv += [
             "--include-dashboard=false",
             f"--ray-client-server-port={client_port}",

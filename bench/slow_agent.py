@@ -40,6 +40,10 @@ class _Control:
     def link(self) -> dict[str, str]:
         return {"state": str(self._agent.link_state), "reason": self._agent.link_reason}
 
+    def uplink_mbps(self, model: str) -> float:
+        """The estimate that the next plan rests on."""
+        return self._agent.decision(model).conditions.uplink_bps / 1e6
+
     def best_codec(self, model: str, cut: int) -> str:
         """The codec that is predicted to be fastest at this cut now."""
         decision = self._agent.decision(model)
