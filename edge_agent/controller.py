@@ -96,11 +96,18 @@ class Controller:
         self._solve([self._models[name]], now_ms)
 
     def on_measured(
-        self, model: str, now_ms: float, profile: Profile | None = None, gate: Gate | None = None
+        self,
+        model: str,
+        now_ms: float,
+        *,
+        profile: Profile | None = None,
+        gate: Gate | None = None,
+        wide_cuts: Sequence[Cut] | None = None,
     ) -> None:
-        """A profile or a gate that was measured since; None leaves what is there."""
+        """A profile, a gate, or cuts of :func:`shared.plan.wide.widened_cuts` that are there since; None
+        leaves what is there."""
         planned = self._model(model)
-        planned.on_measured(profile, gate)
+        planned.on_measured(profile, gate, wide_cuts)
         self._solve([planned], now_ms)
 
     # -- what is known of the link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class PlannedModel:
         self._gate = gate
         self._power = power
         self._cloud_unit_ms: tuple[float, ...] = ()
+        self._wide_cuts: tuple[Cut, ...] = ()
         self._card_problem = "no cloud has offered this network"
         self._rebuild()
         self._pinned: tuple[Cut, Codec] | None = None
@@ -111,10 +113,13 @@ class PlannedModel:
                 self._cloud_unit_ms = tuple(card.unit_ms)
                 self._rebuild()
 
-    def on_measured(self, profile: Profile | None, gate: Gate | None) -> None:
-        """Better knowledge of this device or of the codecs' fidelity; None leaves what is there."""
+    def on_measured(
+        self, profile: Profile | None, gate: Gate | None, wide_cuts: Sequence[Cut] | None
+    ) -> None:
+        """Better knowledge of this device, the codecs' fidelity or the cuts; None leaves what is there."""
         self._profile = profile or self._profile
         self._gate = gate or self._gate
+        self._wide_cuts = self._wide_cuts if wide_cuts is None else tuple(wide_cuts)
         self._rebuild()
 
     def on_load(self, load: ModelLoad, now_ms: float) -> None:
@@ -137,7 +142,8 @@ class PlannedModel:
 
     def _rebuild(self) -> None:
         self._menu = self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
-        rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu)
+        cuts = (*self.graph.cuts, *self._wide_cuts)
+        rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu, cuts)
         self.rows, self.excluded = constrain(rows, self.graph, self._constraints, self._gate)
 
     # -- what follows

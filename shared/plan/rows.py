@@ -20,7 +20,7 @@ from shared.plan.stages import POSITION, STAGES, Stage
 if TYPE_CHECKING:
     from shared.graph.ir import Cut, Graph
 
-__all__ = ["FAITHFUL", "LOSSLESS", "PLAIN", "Rows", "build_rows"]
+__all__ = ["FAITHFUL", "LOSSLESS", "PLAIN", "Rows", "build_rows", "decode_scale", "output_costs"]
 
 PLAIN = Codec.FLOAT32
 """The codec of outputs, of inputs that are not floats, and of the row that sends nothing."""
@@ -166,15 +166,15 @@ def build_rows(
     columns[POSITION[Stage.DEVICE], count] = device.sum()
     if senders:
         cloud = np.array(cloud_unit_ms)
-        decode_scale = _decode_scale(device, cloud)
+        decoding = decode_scale(device, cloud)
         results = _result_costs(graph, profile, sending)
         stage[Stage.DEVICE][:] = _prefix_sums(device, sending)[which]
         stage[Stage.ENCODE][:] = costs[which, choice, 1]
         stage[Stage.UPLINK][:] = costs[which, choice, 0]
         stage[Stage.NETWORK][:] = stage[Stage.WAIT][:] = 1.0
-        stage[Stage.DECODE][:] = costs[which, choice, 2] * decode_scale
+        stage[Stage.DECODE][:] = costs[which, choice, 2] * decoding
         stage[Stage.CLOUD][:] = np.maximum(cloud.sum() - _prefix_sums(cloud, sending), 0.0)[which]
-        stage[Stage.RESULT_ENCODE][:] = results[which, 1] * decode_scale
+        stage[Stage.RESULT_ENCODE][:] = results[which, 1] * decoding
         stage[Stage.DOWNLINK][:] = results[which, 0]
         stage[Stage.RESULT_DECODE][:] = results[which, 2]
 
@@ -241,13 +241,7 @@ def _result_costs(graph: Graph, profile: Profile, cuts: Sequence[Cut]) -> NDArra
     """Bytes, encode ms and decode ms of the outputs that the cloud computes, which travel plain, per cut."""
     total = np.zeros((len(cuts), 3))
     topological = np.array([cut.index for cut in cuts])
-    for slot in dict.fromkeys(graph.outputs):
-        producer = graph.flow.producer.get(slot, -1)
-        if producer < 0:
-            continue
-        nbytes = float(graph.values[slot].at(1).nbytes)
-        copy_ms = nbytes / _COPY_BYTES_PER_MS
-        cost = profile.payloads.get(slot, {}).get(PLAIN, CodecCost(nbytes, copy_ms, copy_ms))
+    for producer, cost in output_costs(graph, profile):
         in_cloud = topological <= producer
         for index in np.flatnonzero(topological < 0).tolist():
             in_cloud[index] = producer in cuts[index].cloud_units
@@ -255,7 +249,20 @@ def _result_costs(graph: Graph, profile: Profile, cuts: Sequence[Cut]) -> NDArra
     return total
 
 
-def _decode_scale(device: NDArray[np.float64], cloud: NDArray[np.float64]) -> float:
+def output_costs(graph: Graph, profile: Profile) -> list[tuple[int, CodecCost]]:
+    """For every output the unit that computes it and what it costs to send plain."""
+    costs = []
+    for slot in dict.fromkeys(graph.outputs):
+        producer = graph.flow.producer.get(slot, -1)
+        if producer >= 0:
+            nbytes = float(graph.values[slot].at(1).nbytes)
+            copy_ms = nbytes / _COPY_BYTES_PER_MS
+            measured = profile.payloads.get(slot, {}).get(PLAIN)
+            costs.append((producer, measured or CodecCost(nbytes, copy_ms, copy_ms)))
+    return costs
+
+
+def decode_scale(device: NDArray[np.float64], cloud: NDArray[np.float64]) -> float:
     """How much of the device's decode time the cloud takes, until it is measured: as its units do."""
     if device.sum() <= 0:
         return 1.0

@@ -26,8 +26,9 @@ from shared.plan.profile import Profile
 from shared.plan.radio import LinkType
 from shared.plan.solve import choose
 from shared.plan.stages import Stage
+from shared.tensor import DType
 from shared.wire.messages import Limits, LoadReport, ModelCard, ModelLoad
-from tests.shared.plan.builders import DIGEST, chain, profile_of
+from tests.shared.plan.builders import DIGEST, chain, dag, profile_of
 
 UNITS = 24
 SIZES = [150_528, *(int(400_000 * 0.8**index) + 10 for index in range(UNITS - 1)), 1000]
@@ -665,6 +666,24 @@ def test_a_measured_profile_replaces_the_one_that_was_assumed() -> None:
     world.controller.on_disconnected(world.now_ms)
     world.controller.on_measured("net", world.now_ms, profile=PROFILE.stretched(2.0))
     assert decide(world).predicted_ms == pytest.approx(2 * LOCAL_MS)
+
+
+def test_wide_cuts_become_candidates_and_stay_through_a_new_card() -> None:
+    graph = dag([[0], [1], [0], [3], [2, 4]], [200_000, 2_000, 2_000, 2_000, 2_000, 10], [5], DType.UINT8)
+    controller = Controller(CloudLinkConfig(assumed_uplink_mbps=5))
+    controller.add_model("net", graph, profile_of(graph, [2.0, 90.0, 2.0, 90.0, 2.0]), 0.0)
+    controller.on_connected(0.0)
+    controller.on_card(card(unit_ms=[0.2, 9.0, 0.2, 9.0, 0.2]), 0.0)
+    narrow = controller.decide("net", 0.0)
+    wide = graph.set_cut([0, 2])
+    assert wide.index == -1
+    controller.on_measured("net", 1.0, wide_cuts=[wide])
+    better = controller.decide("net", 1.0)
+    assert better.cut == wide
+    assert better.predicted_ms < 0.7 * narrow.predicted_ms
+    controller.on_card(card(unit_ms=[0.3, 9.0, 0.3, 9.0, 0.3]), 2.0)
+    assert controller.decide("net", 2.0).cut == wide
+    assert controller.decide("net", 2.0).reason == better.reason
 
 
 # -- records
