@@ -85,6 +85,10 @@ class FakeDevice(Peer):
         await self.greet(**digests)
         return await self.next(MessageType.CARD)
 
+    async def next_card(self) -> Message:
+        """Without a limit of time: the gateway may be starting."""
+        return await self._arrived[MessageType.CARD].get()
+
     async def infer(
         self, request_id: int, payload: bytes = b"x" * 64, announce: bool = False, **fields: int
     ) -> None:
