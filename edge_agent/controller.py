@@ -182,8 +182,8 @@ class Controller:
     def on_timings(self, decision: Decision, measured: Mapping[Stage, float], now_ms: float) -> None:
         """The stages of a request that went as decided, also when its answer came too late to be used.
 
-        Stages that were not measured are left out.  The uplink's span goes to :meth:`on_span` as well;
-        here it counts for the prediction error only.
+        Stages that were not measured are left out, ``overhead`` too unless all sum to the latency.  The
+        uplink's span goes to :meth:`on_span` as well; here it counts for the prediction error only.
         """
         model = self._model(decision.model)
         model.corrections.observe(decision, measured, now_ms)

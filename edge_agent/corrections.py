@@ -84,7 +84,8 @@ class Corrections:
         self._errors: deque[float] = deque(maxlen=64)
 
     def observe(self, decision: Decision, measured: Mapping[Stage, float], now_ms: float) -> None:
-        """Learn from one finished request.  A stage that is missing from ``measured`` teaches nothing."""
+        """Learn from one finished request.  A stage that is missing from ``measured`` teaches nothing;
+        ``overhead`` is there when the stages sum to the whole latency."""
         conditions = decision.conditions
         for stage, factor in self._factors.items():
             base = float(decision.rows.columns[POSITION[stage], decision.row]) * conditions.batch
@@ -102,7 +103,7 @@ class Corrections:
         if Stage.WAIT in measured:
             self._wait.add(measured[Stage.WAIT] - decision.load_wait_ms, now_ms)
         total = sum(measured.values())
-        if Stage.DEVICE in measured and total > 0:  # an answer that came too late has its cloud stages only
+        if Stage.OVERHEAD in measured and total > 0:  # otherwise only a part of the request was measured
             self._errors.append(abs(decision.predicted_ms - total) / total)
 
     def factor(self, stage: Stage, now_ms: float) -> float:
