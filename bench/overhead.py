@@ -1,0 +1,230 @@
+"""What Suture itself costs: latency as the application sees it, less everything that had to be.
+
+Had to be: the network's units on either side, both ways through the codecs, the payload's bytes at the
+link's rate, and one round trip of the link.  Compute and codecs are what each side measured for the very
+request; the bytes' time is the gateway's arrival span; the round trip is that of idle heartbeats.  What is
+left is bookkeeping, event loops, queues, the gateway's and the replica's handling, and whatever the
+machine did meanwhile; a second table says how much of it lies where.
+
+The agent runs in this process, gateway and replicas in another, the relay of the shaped link in a third.
+Each network is cut at its input, about its middle, and at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from bench.cloud_process import start_cloud
+from bench.contract import Bench, spread
+from bench.link_process import LinkProcess
+from edge_agent.agent import EdgeAgent
+from edge_agent.link import LinkState
+from edge_agent.result import Result, Where
+from shared.codec import Codec
+from shared.config import AgentConfig
+from shared.plan.latency import latency_ms
+from shared.plan.stages import Stage
+
+__all__ = ["main"]
+
+_NETWORKS = ("efficientnet-lite0", "resnet50", "bert-encoder")
+_ALLOWED_MS, _ALLOWED_SHARE = 2.0, 0.03
+_NEEDED = (
+    Stage.DEVICE,
+    Stage.ENCODE,
+    Stage.UPLINK,
+    Stage.DECODE,
+    Stage.CLOUD,
+    Stage.RESULT_ENCODE,
+    Stage.DOWNLINK,
+    Stage.RESULT_DECODE,
+)
+_DEADLINE_MS = 30_000.0
+_WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    name: str
+    mbps: float | None
+    delay_ms: float
+
+
+_LINKS = (_Link("loopback", None, 0.0), _Link("20 Mbps, 10 ms", 20.0, 5.0))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    bench = Bench("overhead", argv, description=(__doc__ or "").partition("\n")[0])
+    bench.config = {
+        "networks": _NETWORKS,
+        "links": [link.name for link in _LINKS],
+        "requests": 8 if bench.quick else 40,
+        "allowed_ms": _ALLOWED_MS,
+        "allowed_share": _ALLOWED_SHARE,
+    }
+    rest: list[dict[str, Any]] = []
+    asyncio.run(_run(bench, rest))
+    bench.show("where the rest goes, median ms", rest)
+    bench.config["where_the_rest_goes"] = rest
+    return bench.finish()
+
+
+async def _run(bench: Bench, rest: list[dict[str, Any]]) -> None:
+    async with AsyncExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="suture-")))
+        names = [{"name": name} for name in _NETWORKS]
+        with bench.console.status("starting the cloud: it loads and measures every network ..."):
+            config = {
+                "gateway": {"device_port": 0, "replica_port": 0, "load_port": 0},
+                "models": names,
+                "cache_dir": str(scratch / "cloud"),
+            }
+            cloud, gateway, feed = await start_cloud(config, scratch / "cloud.log")
+            stack.push_async_callback(cloud.stop)
+        for link in _LINKS:
+            async with AsyncExitStack() as around:
+                endpoints = await _through(around, link, (gateway, feed), scratch)
+                agent_config = AgentConfig.model_validate(
+                    {
+                        "name": "overhead",
+                        "threads": 1,
+                        "cloud": {"gateway": endpoints[0], "load_feed": endpoints[1]},
+                        "models": names,
+                        "cache_dir": str(scratch / "device"),
+                    }
+                )
+                with bench.console.status("starting the agent ..."):
+                    agent = await around.enter_async_context(EdgeAgent.from_config(agent_config))
+                if agent.link_state is not LinkState.ONLINE:
+                    bench.unsound(f"no link: {agent.link_reason}")
+                    return
+                for name in bench.track(_NETWORKS, link.name):
+                    for cut in _cuts(agent, name):
+                        await _measure(bench, rest, agent, link, name, cut)
+
+
+async def _through(
+    stack: AsyncExitStack, link: _Link, endpoints: tuple[str, str], scratch: Path
+) -> tuple[str, str]:
+    """The same endpoints behind this link, or as they are on loopback."""
+    if link.mbps is None:
+        return endpoints
+    ports = [urlsplit(endpoint).port or 0 for endpoint in endpoints]
+    relay = await LinkProcess.start(
+        [("127.0.0.1", port) for port in ports],
+        scratch / "link.log",
+        uplink_mbps=link.mbps,
+        downlink_mbps=link.mbps,
+        delay_ms=link.delay_ms,
+    )
+    stack.push_async_callback(relay.stop)
+    gateway, feed = (f"tcp://127.0.0.1:{port}" for port in relay.ports)
+    return gateway, feed
+
+
+def _cuts(agent: EdgeAgent, name: str) -> list[int]:
+    """The input, the cut that sends least among those in the middle half of the device's time, the end."""
+    rows = agent.pipeline.controller.rows(name)
+    share = rows.edge_ms / rows.edge_ms[rows.local]
+    middle = np.flatnonzero((share > 0.25) & (share < 0.75) & rows.remote)
+    least = middle[np.argmin(rows.payload_bytes[middle])]
+    return [0, int(rows.cut[least]), len(agent.graph(name).cuts) - 1]
+
+
+async def _measure(
+    bench: Bench, rest: list[dict[str, Any]], agent: EdgeAgent, link: _Link, name: str, cut: int
+) -> None:
+    args, kwargs = agent.models[name].example
+    agent.pin(name, cut, _best_codec(agent, name, cut))
+    totals, rests, shares, results = [], [], [], []
+    for number in range(_WARM_UP + bench.config["requests"]):
+        started_s = time.perf_counter()
+        result = await agent.infer(name, *args, deadline_ms=_DEADLINE_MS, **kwargs)
+        total_ms = (time.perf_counter() - started_s) * 1000
+        if result.where is Where.DEVICE_FALLBACK or result.cut_index != cut:
+            bench.unsound(f"{name} over {link.name} ran {result.where} at {result.cut}, not as pinned")
+            return
+        if abs(sum(result.breakdown.values()) - result.latency_ms) > 1e-6 * result.latency_ms:
+            bench.unsound(f"{name}: the breakdown does not sum to the latency")
+        if number < _WARM_UP:
+            continue
+        left_ms = total_ms - _needed_ms(agent, result)
+        totals.append(total_ms)
+        rests.append(left_ms)
+        shares.append(left_ms / max(_ALLOWED_MS, _ALLOWED_SHARE * total_ms))
+        results.append(result)
+    left = spread(rests)
+    where = f"{name}, {link.name}, {results[0].where}"
+    bench.row(
+        network=name,
+        link=link.name,
+        cut=results[0].cut,
+        where=str(results[0].where),
+        codec=results[0].codec,
+        bytes=results[0].uplink_bytes,
+        latency_ms=statistics.median(totals),
+        rest_ms=left["p50_ms"],
+        rest_p90_ms=left["p90_ms"],
+        rest_samples_ms=left["samples_ms"],
+        breakdown_ms={stage: _median(results, stage) for stage in _stages(results)},
+    )
+    rest.append(_where_it_goes(agent, where, totals, rests, results))
+    bench.target(f"{where}: rest over what is allowed", statistics.median(shares), "x", 1.0, "at_most")
+
+
+def _best_codec(agent: EdgeAgent, name: str, cut: int) -> Codec:
+    decision = agent.decision(name)
+    rows = decision.rows
+    there = np.flatnonzero(rows.cut == cut)
+    return rows.codec_of(int(there[np.argmin(latency_ms(rows, decision.conditions)[there])]))
+
+
+def _needed_ms(agent: EdgeAgent, result: Result) -> float:
+    needed_ms = sum(result.breakdown.get(stage, 0.0) for stage in _NEEDED)
+    return needed_ms + (_round_trip_ms(agent) if result.where is not Where.DEVICE else 0.0)
+
+
+def _round_trip_ms(agent: EdgeAgent) -> float:
+    pipeline = agent.pipeline
+    return pipeline.controller.link(pipeline.now_ms()).rtt_ms
+
+
+def _where_it_goes(
+    agent: EdgeAgent, where: str, totals: list[float], rests: list[float], results: list[Result]
+) -> dict[str, Any]:
+    """Medians, which need not sum up exactly."""
+    remote = results[0].where is not Where.DEVICE
+    return {
+        "request": where,
+        "rest": statistics.median(rests),
+        "between the two sides": _median(results, Stage.NETWORK) - _round_trip_ms(agent) if remote else 0.0,
+        "cloud's queues": _median(results, Stage.WAIT),
+        "device's queue": _median(results, Stage.QUEUE),
+        "agent": _median(results, Stage.OVERHEAD),
+        "caller": statistics.median(
+            total - result.latency_ms for total, result in zip(totals, results, strict=True)
+        ),
+    }
+
+
+def _stages(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(stage for result in results for stage in result.breakdown))
+
+
+def _median(results: Sequence[Result], stage: str) -> float:
+    return statistics.median(result.breakdown.get(stage, 0.0) for result in results)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

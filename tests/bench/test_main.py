@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench.__main__ as runner
+
+
+@pytest.fixture
+def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two benches: one that misses a target, one that is not sound."""
+    package = tmp_path / "bench"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    root = Path(runner.__file__).parent
+    (package / "contract.py").write_text((root / "contract.py").read_text())
+    body = """
+from bench.contract import Bench
+bench = Bench({name!r})
+bench.target("speed", 3.0, "x", 4.0, "at_least")
+{extra}
+raise SystemExit(bench.finish())
+"""
+    (package / "good.py").write_text(body.format(name="good", extra=""))
+    (package / "bad.py").write_text(body.format(name="bad", extra="bench.unsound('a wrong answer')"))
+    monkeypatch.setattr(runner, "_BENCHES", ("good", "bad"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_all_benches_run_and_a_missed_target_is_shown(
+    benches: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert runner.main(["good", "--results", "out", "--quick"]) == 0
+    document = json.loads((benches / "out" / "good.json").read_text())
+    assert document["quick"] is True
+    shown = capfd.readouterr().out
+    assert "1 of 1: bench.good" in shown
+    assert "≥ 4" in shown
+
+
+def test_one_unsound_bench_does_not_stop_the_others_and_fails_the_run(
+    benches: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert runner.main(["bad", "good", "--results", "out"]) == 1
+    assert (benches / "out" / "good.json").exists()
+    assert "not sound, or failed: bad" in capfd.readouterr().out
+
+
+def test_a_name_that_is_no_bench_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        runner.main(["hopp"])
+    assert stopped.value.code == 2
+    assert "no bench hopp; there are link, equality, hop, overhead" in capsys.readouterr().err
+    assert sys.modules["bench.__main__"] is runner
