@@ -115,7 +115,8 @@ class EdgeAgent:
             local = (
                 await stack.enter_async_context(LocalApi(self.config.socket, self)) if self._serve else None
             )
-            await stack.enter_async_context(self._group)
+            await self._group.__aenter__()
+            stack.push_async_exit(self._leave_group)
             loops = [
                 self._spawn(self._link.run(), "link"),
                 self._spawn(self._pipeline.run_timers(), "timers"),
@@ -238,6 +239,18 @@ class EdgeAgent:
             defect = task.exception()
             self._pipeline.table.drain()
             self._pipeline.abandon(InternalError(f"the agent ended by a defect, see its log: {defect!r}"))
+
+    async def _leave_group(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """An error of the body leaves as it is; only a defect in a loop is raised as a group."""
+        if isinstance(error, asyncio.CancelledError):
+            await self._group.__aexit__(kind, error, trace)
+        else:
+            await self._group.__aexit__(None, None, None)
 
     async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
         await self._pipeline.drain(_DRAIN_S)

@@ -84,7 +84,7 @@ class _Request:
     ended: asyncio.Future[Complete]
     work: Work = field(default_factory=Work)
     prefix: Prefix | None = None
-    payload_bytes: int = 0
+    sent_bytes: int = 0
     sent_ms: float = 0.0
     answered_ms: float = 0.0
     message: Message | None = None
@@ -231,10 +231,11 @@ class Pipeline:
         except (RuntimeError, IndexError, SutureError) as error:
             self._perform(self.table.prefix_failed(request.request_id, _as_suture_error(request, error)))
             return
-        request.payload_bytes = request.prefix.payload_bytes
         self._perform(
             self.table.prefix_done(
-                request.request_id, now_ms=self.now_ms(), payload_bytes=request.payload_bytes
+                request.request_id,
+                now_ms=self.now_ms(),
+                payload_bytes=request.prefix.payload_bytes,
             )
         )
 
@@ -243,11 +244,12 @@ class Pipeline:
         assert prefix is not None
         assert self.link is not None
         cut = decision.cut
-        request.sent_ms = self.now_ms()
+        payload_bytes = prefix.payload_bytes
+        sent_ms = self.now_ms()
         sent = (
             served.index is not None
             and request.batch <= self.limits.max_batch
-            and request.payload_bytes <= self.limits.max_message_bytes
+            and payload_bytes <= self.limits.max_message_bytes
             and self.link.send_infer(
                 request.request_id,
                 Infer(
@@ -264,8 +266,9 @@ class Pipeline:
                 result_bytes=round(float(decision.rows.result_bytes[decision.row]) * prefix.batch),
             )
         )
-        if not sent:
-            request.payload_bytes = 0
+        if sent:
+            request.sent_ms, request.sent_bytes = sent_ms, payload_bytes
+        else:
             self._perform(self.table.send_failed(request.request_id))
 
     def _finish_locally(self, request: _Request) -> None:
@@ -321,7 +324,7 @@ class Pipeline:
             self._note_overdue(request)
             if self.link is not None:
                 self.link.send_cancel(request_id)
-        elif request.payload_bytes and not request.answered_ms:
+        elif request.sent_ms and not request.answered_ms:
             self._late[request_id] = _Late(request.decision, request.sent_ms)
             if len(self._late) > _LATE_KEPT:
                 del self._late[next(iter(self._late))]
@@ -335,7 +338,7 @@ class Pipeline:
 
     def _note_overdue(self, request: _Request) -> None:
         """Tell the planner of a request that was sent and has no answer yet."""
-        if request.sent_ms and request.payload_bytes and not request.answered_ms and self._online:
+        if request.sent_ms and not request.answered_ms and self._online:
             now_ms = self.now_ms()
             self.controller.on_overdue(request.decision, now_ms - request.sent_ms, now_ms)
 
@@ -375,7 +378,7 @@ class Pipeline:
             cut_index=decision.cut.index,
             cut=decision.cut.name,
             codec="" if decision.is_local else decision.codec.label,
-            uplink_bytes=request.payload_bytes,
+            uplink_bytes=request.sent_bytes,
             latency_ms=now_ms - request.started_ms,
             breakdown=kept,
             decision=decision.as_dict(),
@@ -404,9 +407,10 @@ class Pipeline:
         offers = {model.name: model for model in card.models}
         for served in self.models.values():
             offer = offers.get(served.name)
-            served.index = offer.index if offer and not _complaint(served, offer) else None
             complaint = _complaint(served, offer)
-            if complaint != served.complaint and complaint:
+            # A card without a digest: no replica has loaded the network yet, another card will follow.
+            served.index = offer.index if offer and offer.digest and not complaint else None
+            if complaint and complaint != served.complaint:
                 log.error("%s", complaint)
             served.complaint = complaint
             if offer is not None:
@@ -505,17 +509,16 @@ def _nbytes(form: tuple[DType, Shape]) -> int:
 
 
 def _complaint(served: Served, offer: ModelCard | None) -> str:
-    """Why the cloud is not used for this network, or ''."""
+    """Why the cloud is not to be used for this network, for a person; '' when it may be."""
+    name, here = served.name, served.graph.digest
     if offer is None:
-        return f"the gateway does not serve {served.name}; it runs on the device alone"
-    if offer.digest == served.graph.digest and not offer.error:
-        return ""
-    if offer.digest == served.graph.digest:
-        return f"the gateway does not offer {served.name}: {offer.error}; it runs on the device alone"
-    return (
-        f"device and cloud hold different networks under the name {served.name}: {served.graph.digest} here, "
-        f"{offer.digest} there; it runs on the device alone until both load the same weights and version"
-    )
+        return f"the gateway does not serve {name}; it runs on the device alone"
+    if offer.digest and offer.digest != here:
+        return (
+            f"device and cloud hold different networks under the name {name}: {here} here, {offer.digest} "
+            "there; it runs on the device alone until both are given the same graph and weights"
+        )
+    return f"{name} runs on the device alone: {offer.error}" if offer.error else ""
 
 
 def _as_suture_error(request: _Request, error: Exception) -> SutureError:
