@@ -18,7 +18,7 @@ MIN_SPAN_BYTES = 10_000
 """Spans of smaller payloads measure the bursts of the network's queues, not its rate."""
 
 _GAIN = 0.12
-_JUMP = 0.25  # in log; three samples of +-20% noise cannot agree on this much
+_JUMP = 0.3  # in log; three samples of +-20% noise hardly ever agree on being this far off
 _LEAP = 0.5  # in log; two samples suffice for a jump beyond this
 _AGREE = 0.4  # in log; how near to each other the two must be
 _UNKNOWN_SPREAD = 1.0
@@ -31,7 +31,7 @@ class Tracker:
     """Follows a positive quantity in log space.
 
     Within its noise it averages (the first samples equally, later ones with a small weight).  When the
-    median of the last three samples is more than a quarter away, or the last two are both far away on one
+    median of the last three samples is more than a third away, or the last two are both far away on one
     side and agree, it moves there at once.  ``low`` and ``high`` clip the samples.
     """
 

