@@ -24,12 +24,12 @@ Specs = Mapping[int, TensorSpec]
 class UnitFeatures:
     """One unit at one batch size.
 
-    ``type`` is what the predictors regress by: the unit's kind, with convolutions told apart by how they
-    use memory (``conv2d``, ``conv2d 1x1``, ``conv2d depthwise``, ``conv2d grouped``).  ``family`` is what
-    a rare type falls back on: types that are bound by the same thing.  ``bytes_in`` and
-    ``bytes_out`` are activations that cross the unit's border, ``weight_bytes`` the parameters that it
-    reads (of an embedding the rows that it looks up), ``calls`` the operators that do work of their own.
-    ``kernel`` is that of a convolution or pooling, () elsewhere.
+    ``type`` is what the predictors regress by: the unit's kind, with convolutions and linear layers told
+    apart by how they use memory (``conv2d``, ``conv2d 1x1``, ``conv2d depthwise``, ``conv2d grouped``;
+    ``linear``, ``linear 1 row``).  ``family`` is what a rare type falls back on: types that are bound by
+    the same thing.  ``bytes_in`` and ``bytes_out`` are activations that cross the unit's border,
+    ``weight_bytes`` the parameters that it reads (of an embedding the rows that it looks up), ``calls`` the
+    operators that do work of their own, ``kernel`` that of a convolution or pooling, () elsewhere.
     """
 
     index: int
@@ -95,6 +95,9 @@ def _looks_up(op: Op, slot: int) -> bool:
 
 
 def _type(unit: Unit, op: Op, specs: Specs) -> str:
+    if base_name(op.target) in ("linear", "addmm", "mm") and op.written and op.written[0] in specs:
+        result = specs[op.written[0]]
+        return f"{unit.kind} 1 row" if result.numel == result.shape[-1] else unit.kind
     if not unit.kind.startswith("conv"):
         return unit.kind
     channels, groups = _channels_and_groups(op, specs)

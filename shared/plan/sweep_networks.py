@@ -137,6 +137,14 @@ def _dense(draw: Draw) -> Built:
     return _Chain(*layers, nn.Softmax(-1)), (torch.randn(1, rows, widths[0]),)
 
 
+def _wide(draw: Draw) -> Built:
+    """Fully connected layers whose weights outgrow the caches, as at the end of older image networks."""
+    widths = [_size(draw, 2048, 9216) for _ in range(3)]
+    layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
+    rows = draw.choice([1, 1, 1, 32])
+    return _Chain(*layers, nn.Linear(widths[-1], _size(draw, 100, 2048))), (torch.randn(rows, widths[0]),)
+
+
 class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, whole: bool) -> None:
         super().__init__()
@@ -268,13 +276,14 @@ FAMILIES: dict[str, tuple[Callable[[Draw], Built], int]] = {
     "stem": (_image_stem, 12),
     "convolutions": (_convolutions, 14),
     "separable": (_separable, 12),
-    "dense": (_dense, 10),
-    "transformer": (_transformer, 10),
+    "dense": (_dense, 12),
+    "wide": (_wide, 6),
+    "transformer": (_transformer, 16),
     "recurrent": (_recurrent, 6),
     "local": (_local, 8),
     "lone": (_lone, 10),
-    "decoder": (_decoder, 8),
-    "words": (_words, 6),
+    "decoder": (_decoder, 10),
+    "words": (_words, 8),
 }
 """A builder and how many of its networks a full sweep holds."""
 

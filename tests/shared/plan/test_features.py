@@ -207,6 +207,7 @@ def test_a_unit_counts_what_crosses_its_border() -> None:
     # of the table of 1000 rows, one is read
     assert (lookup.flops, lookup.bytes_in, lookup.bytes_out, lookup.weight_bytes) == (0, 8, 32, 32)
     assert lookup.calls == 1
+    assert (product.kind, product.type) == ("mm", "mm 1 row")
     # a weight that the preamble transposed is still a weight
     assert (product.flops, product.bytes_in, product.weight_bytes) == (80, 32, 160)
 
@@ -221,3 +222,4 @@ def test_at_a_larger_batch_activations_grow_and_weights_do_not() -> None:
     assert four[0].weight_bytes == one[0].weight_bytes
     assert four[3].weight_bytes == one[3].weight_bytes
     assert four[2].weight_bytes == 4 * one[2].weight_bytes
+    assert four[3].type == "mm"

@@ -60,7 +60,7 @@ def swept() -> list[Sample]:
 def test_every_unit_becomes_a_sample_of_what_the_clock_said(swept: list[Sample]) -> None:
     assert all(sample.ms == pytest.approx(2.0) for sample in swept)
     types = {sample.features.type for sample in swept}
-    assert {"conv2d", "conv2d 1x1", "linear", "bmm", "layer_norm", "max_pool2d", "embedding"} <= types
+    assert {"conv2d", "conv2d 1x1", "linear 1 row", "bmm", "layer_norm", "max_pool2d", "embedding"} <= types
     families = {sample.features.family for sample in swept}
     assert {"convolution", "product", "recurrent", "attention", "pool", "normalisation", "move"} <= families
 
