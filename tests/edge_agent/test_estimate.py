@@ -65,6 +65,16 @@ def test_a_jump_in_either_direction_is_believed_within_three_samples(
     assert 0.79 <= estimator.uplink_bps / after <= 1.21
 
 
+@pytest.mark.parametrize("factor", [1.6, 1 / 1.6])
+def test_a_moderate_step_is_believed_with_the_third_sample(factor: float) -> None:
+    estimator = link()
+    for _ in range(20):
+        feed(estimator, 10e6)
+    for _ in range(3):
+        feed(estimator, 10e6 * factor)
+    assert estimator.uplink_bps == pytest.approx(10e6 * factor, rel=0.01)
+
+
 @given(st.floats(10, 1000), st.booleans())
 def test_a_single_outlier_is_not_believed(factor: float, up: bool) -> None:
     estimator = link()
