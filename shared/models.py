@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import CodeType
+from typing import TYPE_CHECKING, Any, get_args
 
 from shared import zoo
 from shared.config import ModelSource
-from shared.errors import ConfigError, SutureError
+from shared.errors import BundleError, ConfigError, SutureError
+from shared.tensor import DType
 
 if TYPE_CHECKING:
-    from shared.graph import CapturedModel
+    import torch
 
-__all__ = ["Example", "Model", "resolve"]
+    from shared.graph import CapturedModel, Graph
+
+__all__ = ["Example", "Model", "find_factory", "resolve", "where_it_failed"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -29,8 +33,8 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 class Model:
     """A captured network, and what is known about using it.
 
-    ``example`` is one call, positional and keyword arguments: of batch 1 from the zoo and from bundles,
-    as it was given from a factory.  ``labels`` names the classes of a classifier.
+    ``example`` is one call, positional and keyword arguments, of batch 1 from the zoo and otherwise of
+    the batch that the network was captured with.  ``labels`` names the classes of a classifier.
     """
 
     captured: CapturedModel
@@ -40,36 +44,97 @@ class Model:
 
 
 def resolve(source: ModelSource, cache_dir: Path | None = None) -> Model:
-    """Build or load the network that ``source`` names, and capture it under ``source.name``.
+    """Build or load the network that ``source`` names, as a model named ``source.name``.
 
     A factory takes no arguments and returns ``(module, args)``, ``(module, args, kwargs)`` or a
     :class:`shared.zoo.Network`, where args and kwargs are an example call; its module is put in eval
-    mode.
+    mode.  A bundle is a directory that ``edge-agent bundle`` wrote; loading it runs no code from it.
+    With ``cache_dir``, the graphs of zoo networks are kept there between starts.
 
     Raises UnknownModelError for a name that is not in the zoo, ConfigError for a factory that is not
     there or fails (naming the line), CaptureError for a network that cannot be cut, BundleError for a
     bundle that is damaged.  Takes seconds for a large network.
     """
+    if source.bundle is not None:
+        return _from_bundle(source.name, source.bundle)
     if source.factory is not None:
-        network = _from_factory(source.name, source.factory)
-    else:
-        network = zoo.build(source.zoo or source.name)
-    from shared.graph.capture import capture
+        return _captured(source.name, _from_factory(source.name, source.factory))
+    network = zoo.build(source.zoo or source.name)
+    return _captured(source.name, network, cache_dir)
 
-    captured = capture(network.module, network.args, network.kwargs, name=source.name)
-    return Model(captured, network.labels, (network.args, network.kwargs), network.input_form)
+
+def _captured(name: str, network: zoo.Network, cache_dir: Path | None = None) -> Model:
+    if cache_dir is not None:
+        from shared.zoo.graph_cache import cached_capture
+
+        captured = cached_capture(network, cache_dir)
+    else:
+        from shared.graph.capture import capture
+
+        captured = capture(network.module, network.args, network.kwargs, name=network.name)
+    return Model(_renamed(captured, name), network.labels, (network.args, network.kwargs), network.input_form)
+
+
+def _from_bundle(name: str, directory: Path) -> Model:
+    from shared.graph.bundle import read_bundle
+
+    bundle = read_bundle(directory)
+    form = next((form for form in get_args(zoo.InputForm) if form == bundle.input_form), None)
+    if form is None:
+        known = ", ".join(get_args(zoo.InputForm))
+        raise BundleError(f"bundle {directory}: input form {bundle.input_form!r} is none of {known}")
+    example = bundle.example or _example_for(bundle.captured.graph)
+    captured = replace(bundle.captured, weights=_aligned(bundle.captured.weights))
+    return Model(_renamed(captured, name), bundle.labels, example, form)
+
+
+def _aligned(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights where torch's own allocator would put them.
+
+    Matrix kernels take other paths, and give other last bits, on weights at odd addresses within a
+    file; a device with a bundle would then differ from a cloud that built the same network.  A copy
+    also outlives a change of the file.
+    """
+    return {
+        key: weight.detach().clone().requires_grad_(weight.requires_grad) for key, weight in weights.items()
+    }
+
+
+def _renamed(captured: CapturedModel, name: str) -> CapturedModel:
+    """The name is no part of what a network computes, nor of its digest."""
+    return replace(captured, graph=replace(captured.graph, name=name))
+
+
+def _example_for(graph: Graph) -> Example:
+    """Inputs of the right shapes for a bundle that holds none: noise, and zero where it may be an index."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    leaves = []
+    for spec in graph.specs(graph.inputs, graph.captured_batch):
+        dtype = getattr(torch, spec.dtype.label)
+        if spec.dtype is DType.UINT8:
+            leaves.append(torch.randint(256, spec.shape, dtype=dtype, generator=generator))
+        elif spec.dtype.is_float:
+            leaves.append(torch.randn(spec.shape, generator=generator).to(dtype))
+        else:
+            leaves.append(torch.zeros(spec.shape, dtype=dtype))
+    args, kwargs = graph.input_tree.unflatten(leaves)
+    return args, kwargs
 
 
 def _from_factory(name: str, path: str) -> zoo.Network:
     from torch import nn
 
-    factory = _find_factory(name, path)
+    factory = find_factory(name, path)
     try:
         made = factory()
     except SutureError:
         raise
     except Exception as error:
-        raise ConfigError(f"model {name}: factory {path} failed: {_where(error, factory)}") from error
+        raise ConfigError(
+            f"model {name}: factory {path} failed: {where_it_failed(error, factory)}"
+        ) from error
     if isinstance(made, zoo.Network):
         made.module.eval()
         return made
@@ -93,14 +158,19 @@ def _from_factory(name: str, path: str) -> zoo.Network:
     return zoo.Network(name, module.eval(), args, kwargs)
 
 
-def _find_factory(name: str, path: str) -> Callable[[], object]:
+def find_factory(name: str, path: str) -> Callable[[], object]:
+    """What ``path``, as in ``package.module:function``, names.
+
+    Raises ConfigError, of the model ``name``, for a module that is not there or fails on import and for
+    an attribute that is not there or cannot be called.
+    """
     module_name, _, attribute = path.partition(":")
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"model {name}: importing {module_name} for factory {path} failed: {_where(error)}"
+                f"model {name}: importing {module_name} for factory {path} failed: {where_it_failed(error)}"
             ) from error
         raise ConfigError(
             f"model {name}: there is no module {error.name!r} for factory {path}; install it, or add its "
@@ -108,7 +178,7 @@ def _find_factory(name: str, path: str) -> Callable[[], object]:
         ) from error
     except Exception as error:
         raise ConfigError(
-            f"model {name}: importing {module_name} for factory {path} failed: {_where(error)}"
+            f"model {name}: importing {module_name} for factory {path} failed: {where_it_failed(error)}"
         ) from error
     for part in attribute.split("."):
         try:
@@ -120,8 +190,7 @@ def _find_factory(name: str, path: str) -> Callable[[], object]:
             ) from error
     if not callable(found):
         raise ConfigError(
-            f"model {name}: {path} is {_describe(found)}, which cannot be called; name a function that "
-            "returns (module, args)"
+            f"model {name}: {path} is {_describe(found)}, which cannot be called; name a function there"
         )
     return found
 
@@ -130,7 +199,7 @@ def _public_callables(owner: object) -> list[str]:
     home = getattr(owner, "__name__", None)
     return [
         name
-        for name, value in vars(owner).items()
+        for name, value in getattr(owner, "__dict__", {}).items()
         if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == home
     ]
 
@@ -141,11 +210,22 @@ def _describe(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _where(error: Exception, factory: object = None) -> str:
-    """The error and the line to look at: the innermost one in the factory's own file, if it has any."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own_file = getattr(getattr(factory, "__code__", None), "co_filename", None)
-    theirs = [frame for frame in frames if frame.filename == own_file]
-    outside = [frame for frame in frames if "importlib" not in frame.filename]
-    frame = (theirs or outside or list(frames))[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno}: {frame.line})"
+def where_it_failed(error: Exception, factory: object = None) -> str:
+    """The error and the line to look at.
+
+    That is the innermost line in the factory's own file; where there is none, because the call itself
+    failed, the factory's first line; and for a module that failed on import the innermost line of it.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    place = ""
+    code = getattr(factory, "__code__", None)
+    if isinstance(code, CodeType):
+        frames = [frame for frame in frames if frame.filename == code.co_filename]
+        place = f" ({code.co_filename}:{code.co_firstlineno})"
+    if frames:
+        place = f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
+    return f"{type(error).__name__}: {error}{place}"

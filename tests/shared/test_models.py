@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shared.config import ModelSource
-from shared.errors import CaptureError, ConfigError, UnknownModelError
-from shared.graph import load
+from shared.errors import BundleError, CaptureError, ConfigError, UnknownModelError
+from shared.graph import load, save_bundle
 from shared.models import Model, resolve
 
 OWN_NETWORK = """
@@ -122,7 +122,7 @@ def test_a_factory_may_return_any_of_its_forms(
             r"importing own_\w+ .* No module named 'no_such_thing' \(.*py:1: import",
         ),
         ("1 / 0\n", r"importing own_\w+ .* ZeroDivisionError: division by zero \(.*\.py:1: 1 / 0\)"),
-        ("def make(:\n", r"importing own_\w+ .* SyntaxError"),
+        ("def make(:\n", r"importing own_\w+ .* SyntaxError: .*own_\w+\.py, line 1\)$"),
         ("def build():\n    pass\n", r"has no 'make'; it has build"),
         ("", r"has no 'make'; it has nothing that can be called"),
         ("make = 3\n", r"is a value of type int, which cannot be called"),
@@ -130,7 +130,10 @@ def test_a_factory_may_return_any_of_its_forms(
             "import torch\ndef make():\n    return torch.nn.Linear(2, 'x')\n",
             r"failed: TypeError: .*\.py:3: return torch\.nn\.Linear\(2, 'x'\)\)",
         ),
-        ("def make(size):\n    pass\n", r"failed: TypeError: make\(\) missing 1 required"),
+        (
+            "def make(size):\n    pass\n",
+            r"failed: TypeError: make\(\) missing .* \(.*own_\w+\.py:1\)$",
+        ),
         ("def make():\n    return None\n", r"must return \(module, args\).* not a value of type NoneType"),
         ("def make():\n    return (1, 2)\n", r"must return \(module, args\).* not \(int, int\)"),
         (
@@ -158,7 +161,61 @@ def test_a_module_that_is_not_there_says_what_to_do() -> None:
         resolve(ModelSource(name="own", factory="shared.nothing_here:make"))
 
 
+def test_an_attribute_of_what_has_none_is_not_there(factory: Callable[[str, str], ModelSource]) -> None:
+    with pytest.raises(ConfigError, match=r"has no 'make\.inner'; it has nothing that can be called"):
+        resolve(factory("make = 3\n", "make.inner"))
+
+
 def test_the_factorys_own_refusal_is_passed_on(factory: Callable[[str], ModelSource]) -> None:
     source = "from shared.errors import CaptureError\ndef make():\n    raise CaptureError('not today')\n"
     with pytest.raises(CaptureError, match=r"^not today$"):
         resolve(factory(source))
+
+
+def test_a_bundle_gives_back_what_was_bundled(tmp_path: Path) -> None:
+    made = resolve(ModelSource(name="mnist"))
+    save_bundle(
+        made.captured, tmp_path, labels=[str(i) for i in range(10)], example=made.example, input_form="image"
+    )
+    read = resolve(ModelSource(name="digits", bundle=tmp_path))
+    assert read.captured.graph.name == "digits"
+    assert read.captured.graph.digest == made.captured.graph.digest
+    assert read.labels == tuple("0123456789")
+    assert read.input_form == "image"
+    assert torch.equal(read.example[0][0], made.example[0][0])
+    assert torch.equal(_outputs(read)[0], _outputs(made)[0])
+
+
+@pytest.mark.parametrize("name", ["mnist", "senna-pos"])
+def test_a_bundle_without_an_example_gets_one_that_runs(tmp_path: Path, name: str) -> None:
+    made = resolve(ModelSource(name=name))
+    save_bundle(made.captured, tmp_path)
+    read = resolve(ModelSource(name=name, bundle=tmp_path))
+    assert read.input_form == "tensor"
+    assert read.labels is None
+    (given,), (wanted,) = read.example[0], made.example[0]
+    assert (given.shape, given.dtype) == (wanted.shape, wanted.dtype)
+    assert _outputs(read)[0].float().std() > 0
+
+
+def test_an_example_for_tokens_holds_valid_indexes(
+    tmp_path: Path, factory: Callable[[str], ModelSource]
+) -> None:
+    source = (
+        "import torch\n"
+        "def make():\n"
+        "    return torch.nn.Embedding(3, 2), (torch.ones(1, 4, dtype=torch.int64),)\n"
+    )
+    save_bundle(resolve(factory(source)).captured, tmp_path)
+    read = resolve(ModelSource(name="own", bundle=tmp_path))
+    assert read.example[0][0].tolist() == [[0, 0, 0, 0]]
+    assert _outputs(read)[0].shape == (1, 4, 2)
+
+
+def test_a_bundle_that_is_not_there_or_not_of_our_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot read graph\.json"):
+        resolve(ModelSource(name="own", bundle=tmp_path / "nowhere"))
+    made = resolve(ModelSource(name="senna-pos"))
+    save_bundle(made.captured, tmp_path, input_form="smell")
+    with pytest.raises(BundleError, match="input form 'smell' is none of image, audio, tokens, tensor"):
+        resolve(ModelSource(name="own", bundle=tmp_path))
