@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from cloud_cluster.arguments import config_from_arguments
 from cloud_cluster.gateway import Gateway
+from cloud_cluster.sockets import tcp_endpoint
 from cloud_cluster.tail import Tail
 from shared.config import CloudConfig, GatewayConfig, ServedModelConfig
 from shared.errors import ConfigError
@@ -30,7 +31,8 @@ _HEALTH_CHECK_PERIOD_S = 2.0
 _DRAIN_S = 5.0
 # Serve waits at least this long before it stops a replica, for requests that it does not route here.
 _SHUTDOWN_WAIT_S = 0.1
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+# Where a replica on the gateway's own machine finds a gateway that is bound to every address.
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -69,7 +71,7 @@ def _replica_endpoint(gateway: GatewayConfig) -> str:
         raise ConfigError(
             "gateway.replica_port must be a fixed port under Ray Serve: the replicas connect to it"
         )
-    return f"tcp://{_WILDCARDS.get(gateway.host, gateway.host)}:{gateway.replica_port}"
+    return tcp_endpoint(_WILDCARDS.get(gateway.host, gateway.host), gateway.replica_port)
 
 
 class _Running:

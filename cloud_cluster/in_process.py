@@ -1,6 +1,7 @@
 """A whole cloud in this process, without Ray: one gateway and the tails of every model.
 
-For tests, measurements and demonstrations; what runs is what runs under Ray Serve.
+For tests, measurements and demonstrations; what runs is what runs under Ray Serve.  One thing differs:
+a process has one number of torch threads, and the model that is loaded last sets it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import zmq
 
 from shared.errors import ConfigError, StartupError
 
-__all__ = ["Inbox", "bind", "require_loopback", "try_send"]
+__all__ = ["Inbox", "bind", "require_loopback", "tcp_endpoint", "try_send"]
 
 Handler = Callable[[list[zmq.Frame]], None]
 
@@ -121,11 +121,13 @@ async def bind(socket: zmq.Socket[Any], host: str, port: int, purpose: str, retr
     Tries for ``retry_s``: on an update the gateway's successor starts while it still holds the port.
     Raises StartupError naming the port.
     """
+    if ":" in host:
+        socket.setsockopt(zmq.IPV6, 1)
     loop = asyncio.get_running_loop()
     give_up = loop.time() + retry_s
     while True:
         try:
-            socket.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+            socket.bind(tcp_endpoint(host, port or "*"))
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE:
                 raise StartupError(f"cannot bind {host}:{port} for {purpose}: {error}") from error
@@ -139,5 +141,6 @@ async def bind(socket: zmq.Socket[Any], host: str, port: int, purpose: str, retr
             return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def tcp_endpoint(host: str, port: int | str) -> str:
+    """The ZeroMQ endpoint of a host name or of an address of either family."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

@@ -168,6 +168,8 @@ class Tail:
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(self._heartbeat_ms))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(self._heartbeat_timeout_ms))
         socket.setsockopt(zmq.MAXMSGSIZE, self._wire_limits.max_message_bytes)
+        if "[" in endpoint:
+            socket.setsockopt(zmq.IPV6, 1)
         socket.connect(endpoint)
         return socket
 

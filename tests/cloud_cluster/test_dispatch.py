@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 from hypothesis import settings
@@ -191,6 +192,57 @@ def test_a_draining_replica_gets_nothing_and_is_released_when_empty() -> None:
     waiting, actions = admit(core)
     assert actions == []
     assert waiting.queued
+
+
+def test_a_draining_replica_that_still_computes_gets_nothing_more() -> None:
+    core = dispatcher()
+    core.replica_ready(R1, 0, 4, 0.0)
+    running, _ = admit(core)
+    core.replica_ready(R2, 0, 1, 0.0)
+    assert core.replica_draining(R1, 0.0) == []
+    assert sent(admit(core)[1])[0][1] == R2
+    waiting, actions = admit(core)
+    assert actions == []
+    assert waiting.queued
+    assert core.finished(R1, running.id, 1.0) == (running, [Released(R1)])
+
+
+def test_what_has_left_no_longer_counts_against_its_device() -> None:
+    core = dispatcher(max_bytes=300)
+    core.replica_ready(R1, 0, 9, 0.0)
+    first, _ = admit(core, nbytes=100)
+    admit(core, nbytes=200)
+    assert isinstance(refusal(admit(core, nbytes=100)[1]), OverloadedError)
+    core.finished(R1, first.id, 1.0)
+    assert len(sent(admit(core, nbytes=100)[1])) == 1
+
+
+def test_abandoned_work_leaves_with_its_replica_and_is_not_run_again() -> None:
+    core = dispatcher()
+    core.replica_ready(R1, 0, 1, 0.0)
+    core.replica_ready(R2, 0, 1, 0.0)
+    admit(core)
+    core.device_gone(DEVICE)
+    assert core.replica_gone(R1, 1.0) == []
+    assert core.replica_gone(R2, 1.0) == []
+    assert core.admitted_now == 0
+
+
+def test_cancelled_work_does_not_pile_up_behind_the_queue() -> None:
+    class Body:
+        pass
+
+    core = dispatcher(max_queue=1000)
+    core.replica_ready(R1, 0, 1, 0.0)
+    admit(core)
+    bodies = []
+    for _ in range(300):
+        body = Body()
+        bodies.append(weakref.ref(body))
+        request, _ = core.admit(DEVICE, 0, nbytes=1, deadline_ms=math.inf, work_ms=1.0, body=body, now_ms=0.0)
+        core.cancel(request.id)
+    del body, request
+    assert sum(body() is not None for body in bodies) <= 65
 
 
 def test_a_gone_devices_queued_work_is_dropped_and_its_running_work_answers_nobody() -> None:

@@ -117,6 +117,7 @@ async def test_the_time_that_the_payload_took_is_part_of_the_budget() -> None:
             await device.infer(7, budget_ms=50)
             reply = await error(device)
             assert reply.header.code == DeadlineError.code
+            assert "before it reached the gateway" in reply.header.message
 
 
 async def test_another_digest_is_an_error_that_names_both() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import zmq
 
-from cloud_cluster.sockets import Inbox, require_loopback, try_send
+from cloud_cluster.sockets import Inbox, require_loopback, tcp_endpoint, try_send
 from shared.errors import ConfigError
 from tests.cloud_cluster.cloud_peers import until
 
@@ -106,3 +106,8 @@ def test_other_addresses_are_refused_unless_asked_for(host: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){host.replace('*', '.')}.*insecure"):
         require_loopback(host, insecure=False)
     require_loopback(host, insecure=True)
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    assert tcp_endpoint("::1", 5556) == "tcp://[::1]:5556"
+    assert tcp_endpoint("127.0.0.1", "*") == "tcp://127.0.0.1:*"

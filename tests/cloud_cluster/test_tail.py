@@ -154,7 +154,9 @@ async def test_a_defect_ends_the_replica_loudly_and_its_work_is_not_lost() -> No
 
     broken = EchoExecutor(fail)
     broken.gate.clear()
-    async with running_gateway(NET) as gateway, FakeDevice(gateway.device_endpoint) as device:
+    # The replica's silence would tell as well, but not before the test has given up.
+    config = gateway_config(heartbeat_timeout_ms=10_000)
+    async with running_gateway(NET, config=config) as gateway, FakeDevice(gateway.device_endpoint) as device:
         tail = Tail(NET, [gateway.replica_endpoint], executor=broken, heartbeat_ms=20)
         await tail.start()
         running = asyncio.create_task(tail.run())
