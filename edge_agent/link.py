@@ -174,7 +174,7 @@ class CloudLink:
             codec=codec,
             budget_ms=budget_from_ms(budget_ms),
         )
-        return session.send_work(request_id, frames, payloads, result_bytes)
+        return session.send_work(request_id, frames, payloads, result_bytes, budget_ms)
 
     def send_cancel(self, request_id: int) -> None:
         """Tell the gateway, if it is there, that nobody waits for this answer."""
@@ -226,12 +226,13 @@ class _Session:
         self._was_online = False
         self._hello_id = _FIRST_CONTROL_ID
         self._next_id = _FIRST_CONTROL_ID + 1
+        self._shaken = False
         self._hello_sent_ms: float | None = None
         self._heard_ms = now_ms()
         self._rtt_ms = 0.0
         self._pings: dict[int, tuple[float, float, bool]] = {}
         self._unconfirmed: deque[tuple[int, int]] = deque()
-        self._expected_results: dict[int, int] = {}
+        self._expected_results: dict[int, tuple[int, float]] = {}
         self.unconfirmed_bytes = 0
 
         self._socket = context.socket(zmq.DEALER)
@@ -287,7 +288,12 @@ class _Session:
         return sent
 
     def send_work(
-        self, request_id: int, frames: Sequence[Buffer], payloads: Sequence[Buffer], result_bytes: int
+        self,
+        request_id: int,
+        frames: Sequence[Buffer],
+        payloads: Sequence[Buffer],
+        result_bytes: int,
+        budget_ms: float,
     ) -> bool:
         payload_bytes = sum(memoryview(payload).nbytes for payload in payloads)
         announce = encode_message(Announce(payload_bytes=payload_bytes), request_id=request_id)
@@ -295,7 +301,7 @@ class _Session:
         self._inbox.look_again()
         if sent:
             self._track(request_id, payload_bytes)
-            self._expected_results[request_id] = result_bytes
+            self._expected_results[request_id] = (result_bytes, now_ms() + budget_ms)
         return sent
 
     def forget(self, request_id: int) -> None:
@@ -320,7 +326,9 @@ class _Session:
 
     def _beat(self, now: float) -> None:
         if self._hello_sent_ms is None:
-            return  # not connected; ZeroMQ goes on dialling
+            if self._shaken:
+                self._say_hello()
+            return  # else not connected, and ZeroMQ goes on dialling
         if not self._was_online:
             patience_ms = _CARD_TIMEOUTS * max(self._config.heartbeat_timeout_ms, self._config.heartbeat_ms)
             if now - self._hello_sent_ms > patience_ms:
@@ -338,9 +346,16 @@ class _Session:
         if self.send_ping(wanted) and wanted:
             self._listener.on_probe_sent(wanted)
 
+    def _say_hello(self) -> None:
+        if self.send(self._hello, request_id=self._hello_id):
+            self._hello_sent_ms = now_ms()
+
     def _transfer_ms(self) -> float:
         """How long what is under way may take, both ways."""
-        total = self.unconfirmed_bytes + sum(self._expected_results.values())
+        now = now_ms()
+        for request_id in [key for key, (_, end_ms) in self._expected_results.items() if end_ms <= now]:
+            del self._expected_results[request_id]  # the gateway owes no answer after the budget
+        total = self.unconfirmed_bytes + sum(nbytes for nbytes, _ in self._expected_results.values())
         return total * 8000.0 / max(self._listener.uplink_bps(), 1.0) * _TRANSFER_MARGIN
 
     def _end(self, state: LinkState, reason: str) -> None:
@@ -370,8 +385,8 @@ class _Session:
     def _on_monitor(self, frames: list[memoryview]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            if self.send(self._hello, request_id=self._hello_id):
-                self._hello_sent_ms = now_ms()
+            self._shaken = True
+            self._say_hello()
         elif event == zmq.EVENT_CONNECT_RETRIED:
             self._link.enter(LinkState.OFFLINE, f"nothing answers at {self._config.gateway}")
         elif event == zmq.EVENT_DISCONNECTED:

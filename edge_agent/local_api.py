@@ -82,6 +82,11 @@ class LocalApi:
     ) -> None:
         self._close()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests of all clients that have no answer yet."""
+        return len(self._tasks)
+
     async def run(self) -> None:
         self._inbox = Inbox(self._socket, self._on_frames)
         try:

@@ -85,6 +85,7 @@ class _Request:
     work: Work = field(default_factory=Work)
     prefix: Prefix | None = None
     sent_bytes: int = 0
+    queued_bytes: int = 0
     sent_ms: float = 0.0
     answered_ms: float = 0.0
     message: Message | None = None
@@ -245,6 +246,7 @@ class Pipeline:
         assert self.link is not None
         cut = decision.cut
         payload_bytes = prefix.payload_bytes
+        queued_bytes = self.link.unconfirmed_bytes
         sent_ms = self.now_ms()
         sent = (
             served.index is not None
@@ -268,6 +270,7 @@ class Pipeline:
         )
         if sent:
             request.sent_ms, request.sent_bytes = sent_ms, payload_bytes
+            request.queued_bytes = queued_bytes
         else:
             self._perform(self.table.send_failed(request.request_id))
 
@@ -338,9 +341,10 @@ class Pipeline:
 
     def _note_overdue(self, request: _Request) -> None:
         """Tell the planner of a request that was sent and has no answer yet."""
-        if request.sent_ms and not request.answered_ms and self._online:
+        if request.sent_ms and not request.answered_ms:
             now_ms = self.now_ms()
-            self.controller.on_overdue(request.decision, now_ms - request.sent_ms, now_ms)
+            elapsed_ms = now_ms - request.sent_ms
+            self.controller.on_overdue(request.decision, elapsed_ms, now_ms, request.queued_bytes)
 
     def _result(self, request: _Request, complete: Complete) -> Result:
         served, decision, prefix = request.served, request.decision, request.prefix

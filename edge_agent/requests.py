@@ -135,8 +135,8 @@ class Guard:
     reserve the device one after the other, so that all of them make it, not only the first.
     """
 
-    margin: float = 1.15
-    slack_ms: float = 5.0
+    margin: float = 1.2
+    slack_ms: float = 10.0
     overdue_factor: float = 2.0
     overdue_ms: float = 50.0
 

@@ -16,6 +16,7 @@ import torch
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent
 from edge_agent.link import LinkState
+from edge_agent.requests import Guard
 from edge_agent.result import Result, Where
 from edge_agent.runner import Runner
 from shared.codec import Codec, encode
@@ -403,8 +404,10 @@ async def test_a_device_that_cannot_compute_is_an_internal_error_of_that_request
 async def test_a_race_is_won_by_the_cloud_when_the_device_cannot_compute(cache_dir: Path) -> None:
     async with with_fake_gateway(cache_dir, runner_factory=Broken) as fakes:
         fakes.agent.pin("photos", 0)  # nothing to compute before sending
-        request = asyncio.ensure_future(fakes.agent.infer("photos", IMAGE, deadline_ms=800))
-        counters = fakes.agent.pipeline.table.counters
+        table = fakes.agent.pipeline.table
+        table.guard = Guard(slack_ms=9_900.0)
+        request = asyncio.ensure_future(fakes.agent.infer("photos", IMAGE, deadline_ms=10_000))
+        counters = table.counters
         await eventually(lambda: counters.local_completions == 1)
         answer(fakes, fakes.infers()[0], PHOTO)
         result = await request
