@@ -188,7 +188,8 @@ class Controller:
         model = self._model(decision.model)
         model.corrections.observe(decision, measured, now_ms)
         if Stage.CLOUD in measured and not decision.is_local:
-            model.caution.on_answered()
+            cloud_ms = measured[Stage.CLOUD] + measured.get(Stage.DECODE, 0.0)
+            model.on_answered(sum(measured.values()), cloud_ms, now_ms)
             crossing_ms = measured.get(Stage.NETWORK, 0.0) + measured.get(Stage.DOWNLINK, 0.0)
             result_bytes = float(decision.rows.result_bytes[decision.row]) * decision.conditions.batch
             self._link.on_download(round(result_bytes), crossing_ms - decision.conditions.rtt_ms)

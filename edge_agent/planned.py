@@ -78,6 +78,8 @@ class PlannedModel:
         self._profile = profile
         self._hysteresis = hysteresis
         self._constraints = constraints
+        metered = constraints.max_uplink_bytes
+        self._most_bytes = math.inf if metered is None else metered
         self._gate = gate
         self._power = power
         self._cloud_unit_ms: tuple[float, ...] = ()
@@ -97,6 +99,7 @@ class PlannedModel:
         """Forget what an earlier connection taught of the cloud's state."""
         self._load: ModelLoad | None = None
         self._load_ms = -math.inf
+        self._own_done_ms = 0.0
         self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
@@ -124,6 +127,13 @@ class PlannedModel:
 
     def on_load(self, load: ModelLoad, now_ms: float) -> None:
         self._load, self._load_ms = load, now_ms
+        self._own_done_ms = 0.0
+
+    def on_answered(self, latency_ms: float, cloud_ms: float, now_ms: float) -> None:
+        """An answer came back: work of our own that a report made on its way still counts is done."""
+        self.caution.on_answered()
+        if now_ms - latency_ms < self._load_ms:
+            self._own_done_ms += cloud_ms
 
     def pin(self, cut: Cut, codec: Codec) -> None:
         """Raises PlanError when a constraint excludes the pair."""
@@ -196,11 +206,9 @@ class PlannedModel:
         deadline_ms: float = math.inf,
         objective: Objective | None = None,
     ) -> Decision:
-        """The optimum for one request, without hysteresis and without a trace in what comes after.
-
-        When nothing meets the deadline, the fastest row.  Raises PlanError when the request's own
-        objective sets a limit that no row keeps.
-        """
+        """The optimum for one request, without hysteresis and without a trace in what comes after; the
+        fastest row when nothing meets the deadline.  Raises PlanError when the request's own objective
+        sets a limit that no row keeps."""
         ordinary = math.isinf(deadline_ms) and objective is None
         if ordinary and batch in self._batches:
             return self._batches[batch]
@@ -271,14 +279,12 @@ class PlannedModel:
 
     def _scores(self, conditions: Conditions, link: LinkState, objective: Objective | None = None) -> Scores:
         scores = (objective or self.objective).score(self.rows, conditions)
-        largest = link.max_message_bytes
-        if self._constraints.max_uplink_bytes is not None:
-            largest = min(largest, self._constraints.max_uplink_bytes)
-        largest /= conditions.batch
-        if self.rows.largest_payload_bytes > largest:
-            cost = np.where(self.rows.payload_bytes > largest, np.inf, scores.cost)
-            return scores._replace(cost=cost)
-        return scores
+        largest = (
+            min(link.max_message_bytes, self._constraints.max_uplink_bytes or math.inf) / conditions.batch
+        )
+        if self.rows.largest_payload_bytes <= largest:
+            return scores
+        return scores._replace(cost=np.where(self.rows.payload_bytes > largest, np.inf, scores.cost))
 
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
         """The conditions now, and why the cloud cannot be used when it cannot."""
@@ -321,7 +327,8 @@ class PlannedModel:
 
     def _reported_wait_ms(self, link: LinkState, now_ms: float) -> float:
         """The load report's wait; when it is stale, at least what is assumed of an unknown queue."""
-        reported = 0.0 if self._load is None else max(0.0, self._load.wait_ms)
+        load = self._load
+        reported = 0.0 if load is None else max(0.0, load.wait_ms - self._own_done_ms / max(1, load.ready))
         return reported if self._is_fresh(link, now_ms) else max(reported, _UNKNOWN_WAIT_MS)
 
     def _row_of(self, decision: Decision) -> int | None:

@@ -369,6 +369,25 @@ def test_a_busy_cloud_that_fell_silent_is_not_taken_to_be_idle() -> None:
     assert decide(world).conditions.slowdown == 3
 
 
+def test_a_report_that_counts_our_own_request_does_not_count_it_once_it_is_answered() -> None:
+    world = World(uplink_bps=100e6).connect()
+    world.span()
+    sent = decide(world)
+    measured = stage_ms(sent.rows, sent.row, world.true_conditions())
+    world.now_ms += sum(measured.values()) - 1
+    world.reported_wait_ms = measured[Stage.CLOUD]
+    world.report()
+    assert decide(world).load_wait_ms == pytest.approx(measured[Stage.CLOUD])
+    world.now_ms += 1
+    world.controller.on_timings(sent, measured, world.now_ms)
+    assert decide(world).load_wait_ms == pytest.approx(0.0, abs=1e-9)
+    world.report()
+    assert decide(world).load_wait_ms == pytest.approx(measured[Stage.CLOUD])
+    world.now_ms += sum(measured.values()) + 1
+    world.controller.on_timings(sent, measured, world.now_ms)
+    assert decide(world).load_wait_ms == pytest.approx(measured[Stage.CLOUD])
+
+
 def test_load_reports_out_of_order_are_ignored() -> None:
     world = World().connect()
     world.sequence, world.wait_ms = 10, 5.0
