@@ -5,7 +5,8 @@ so is the sweep that ``edge-agent calibrate`` fits its predictor on.  Each netwo
 
 * ``others``: from the units of all other networks, leaving its own out;
 * ``plain``: from the same units by plain least squares, signs and absolute errors as they come;
-* ``sweep``: from the sweep alone, as on a device that has run none of the networks.
+* ``sweep``: from the sweep alone, as on a device that has run none of the networks;
+* ``plain_sweep``: from the sweep by plain least squares.
 
 An error is ``|predicted - measured| / measured``, of a unit or of a network's sum of units.  What an error
 costs is another matter: ``regret`` is how much longer a request takes when its cut is chosen by predicted
@@ -46,20 +47,35 @@ from shared.plan.sweep import run_sweep, sweep_size
 _QUICK = ("mnist", "senna-pos", "senna-ner", "mobilenetv2", "googlenet", "vit-tiny")
 _WARM_UP = 2
 
-WAYS = ("others", "plain", "sweep")
+WAYS = ("others", "plain", "sweep", "plain_sweep")
+PLAIN_OF = {"others": "plain", "sweep": "plain_sweep"}
 DEVICE_SLOWDOWN = 5.0
 UPLINKS_MBPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 RTT_MS = 10.0
+MOST_NOISE = 0.25
 
 Errors = dict[str, dict[str, list[float]]]
 Array = NDArray[np.float64]
 
 
 class Measured(NamedTuple):
-    """A network's units as measured, and the bytes that each of its cuts sends."""
+    """A network's units as measured, and the bytes that each of its cuts sends.
+
+    Every network is measured in two passes minutes apart, and the quieter pass counts; ``noise`` is by how
+    much the other one took longer.
+    """
 
     samples: list[Sample]
     cut_bytes: list[int]
+    noise: float = 0.0
+
+    @property
+    def ms(self) -> float:
+        return sum(sample.ms for sample in self.samples)
+
+    def quieter(self, other: Measured) -> Measured:
+        low, high = sorted((self, other), key=lambda measured: measured.ms)
+        return low._replace(noise=high.ms / low.ms - 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments=lambda parser: parser.add_argument("--threads", type=int, default=1),
     )
     torch.set_num_threads(bench.options.threads)
-    share, repeats = (0.1, 3) if bench.quick else (1.0, 10)
+    share, repeats = (0.1, 3) if bench.quick else (1.0, 8)
     networks = _QUICK if bench.quick else zoo.names()
     bench.config = {"threads": bench.options.threads, "sweep_share": share, "repeats": repeats}
-    measured = {name: measure(name, repeats) for name in bench.track(networks, "measuring the zoo")}
+    first = {name: measure(name, repeats) for name in bench.track(networks, "measuring the zoo")}
     swept = _sweep(bench, share, repeats)
+    measured = {
+        name: measure(name, repeats).quieter(first[name])
+        for name in bench.track(networks, "measuring the zoo again")
+    }
     key = PredictorKey("cpu", bench.options.threads, str(torch.__version__))
     evaluate(bench, measured, swept, key)
     return bench.finish()
@@ -105,15 +125,15 @@ def plain_fit(samples: Sequence[Sample]) -> Regression:
 
 
 def predictors(
-    measured: dict[str, Measured], held_out: str, swept: Predictor, key: PredictorKey
+    measured: dict[str, Measured], held_out: str, swept: dict[str, Predictor], key: PredictorKey
 ) -> dict[str, Predictor]:
-    """The three ways of predicting ``held_out``; none has seen it."""
+    """The ways of predicting ``held_out``; none has seen it."""
     others = [sample for name, known in measured.items() if name != held_out for sample in known.samples]
 
     def fitted(fit: Fit) -> Predictor:
         return fit_predictor(others, key, fit)
 
-    return {"others": fitted(fit_relative), "plain": fitted(plain_fit), "sweep": swept}
+    return {"others": fitted(fit_relative), "plain": fitted(plain_fit), **swept}
 
 
 def regret(measured: Measured, predicted_ms: Sequence[float]) -> float:
@@ -140,7 +160,7 @@ def _latency(device_ms: Array, cloud_ms: Array, cut_bytes: Sequence[int], uplink
 
 def evaluate(bench: Bench, measured: dict[str, Measured], swept: Sequence[Sample], key: PredictorKey) -> None:
     """Add a row for each type of unit and each network, and the targets."""
-    from_sweep = fit_predictor(swept, key)
+    from_sweep = {"sweep": fit_predictor(swept, key), "plain_sweep": fit_predictor(swept, key, plain_fit)}
     by_type: Errors = {}
     by_network: Errors = {}
     whole: Errors = {}
@@ -148,7 +168,7 @@ def evaluate(bench: Bench, measured: dict[str, Measured], swept: Sequence[Sample
     negative = dict.fromkeys(WAYS, 0)
     for name, network in measured.items():
         samples = network.samples
-        total = sum(sample.ms for sample in samples)
+        total = network.ms
         for way, predictor in predictors(measured, name, from_sweep, key).items():
             predicted = [predictor.ms(sample.features) for sample in samples]
             errors = [abs(ms - sample.ms) / sample.ms for ms, sample in zip(predicted, samples, strict=True)]
@@ -163,13 +183,19 @@ def evaluate(bench: Bench, measured: dict[str, Measured], swept: Sequence[Sample
         bench.row(
             network=name,
             units=len(network.samples),
-            measured_ms=sum(sample.ms for sample in network.samples),
+            measured_ms=network.ms,
+            noise=network.noise,
             **{f"unit_{way}": statistics.median(by_network[name][way]) for way in WAYS},
             **{f"whole_{way}": whole[name][way][0] for way in WAYS},
             **{f"regret_{way}": lost[name][way][0] for way in WAYS},
             errors=by_network[name],
         )
-    _promise(bench, by_network, whole, negative)
+    _promise(bench, by_network, whole, lost, negative)
+    noise = statistics.median(network.noise for network in measured.values())
+    if noise > MOST_NOISE:
+        bench.unsound(
+            f"a network's time changed by {noise:.0%} between two passes: something else was running"
+        )
 
 
 def _report_types(bench: Bench, measured: dict[str, Measured], by_type: Errors) -> None:
@@ -191,43 +217,27 @@ def _report_types(bench: Bench, measured: dict[str, Measured], by_type: Errors) 
     bench.show("relative error by type of unit", rows)
 
 
-def _promise(bench: Bench, by_network: Errors, whole: Errors, negative: dict[str, int]) -> None:
+def _promise(bench: Bench, by_network: Errors, whole: Errors, lost: Errors, negative: dict[str, int]) -> None:
     def median_of(errors: Errors, way: str) -> float:
         return statistics.median(statistics.median(ways[way]) for ways in errors.values())
 
-    bench.target(
-        "error of a unit, one network left out, median network",
-        median_of(by_network, "others"),
-        "of measured",
-        0.43,
-        "at_most",
-    )
-    bench.target(
-        "the same, from the sweep alone", median_of(by_network, "sweep"), "of measured", 0.43, "at_most"
-    )
-    for way in ("others", "sweep"):
-        bench.target(
-            f"error of a unit, {way} over plain least squares",
-            median_of(by_network, way) / median_of(by_network, "plain"),
+    def worst_of(errors: Errors, way: str) -> float:
+        return max(ways[way][0] for ways in errors.values())
+
+    def hold(name: str, value: float, unit: str, target: float) -> None:
+        bench.target(name, value, unit, target, "at_most")
+
+    for way, plain in PLAIN_OF.items():
+        hold(f"error of a unit, {way}, median network", median_of(by_network, way), "of measured", 0.2)
+        hold(
+            f"error of a unit, {way} over plain least squares on the same units",
+            median_of(by_network, way) / median_of(by_network, plain),
             "ratio",
             1.0,
-            "at_most",
         )
-    bench.target(
-        "error of a whole network, one left out, median network",
-        median_of(whole, "others"),
-        "of measured",
-        0.3,
-        "at_most",
-    )
-    bench.target("the same, from the sweep alone", median_of(whole, "sweep"), "of measured", 0.3, "at_most")
-    bench.target(
-        "negative predictions",
-        float(negative["others"] + negative["sweep"]),
-        "units",
-        0.0,
-        "at_most",
-    )
+        hold(f"error of a whole network, {way}, median network", median_of(whole, way), "of measured", 0.15)
+        hold(f"time lost by planning with it, {way}, worst network", worst_of(lost, way), "of the best", 0.1)
+        hold(f"negative predictions, {way}", float(negative[way]), "units", 0.0)
     bench.config["negative_predictions"] = negative
 
 
