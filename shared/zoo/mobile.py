@@ -167,7 +167,10 @@ def efficientnet_lite0() -> Network:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 classes of ILSVRC 2012 in their usual order: the first word of each WordNet synset."""
+    """The 1000 classes of ILSVRC 2012 in their usual order, each by the first word of its synset in WordNet.
+
+    (WordNet 3.0, Princeton University.)  Two cranes and two maillots are told apart.
+    """
     text = resources.files("shared.zoo").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 

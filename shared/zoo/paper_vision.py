@@ -11,7 +11,8 @@ from torch import nn
 
 from shared.zoo import Network
 from shared.zoo.image_input import Normalise, synthetic_photo
-from shared.zoo.initialise import LocallyConnected2d, make
+from shared.zoo.initialise import make
+from shared.zoo.locally_connected import LocallyConnected2d
 
 __all__ = ["AlexNet", "DeepFace", "LeNet5", "Vgg19", "alexnet", "deepface", "mnist", "vgg19"]
 
