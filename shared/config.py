@@ -25,6 +25,8 @@ __all__ = [
     "GatewayConfig",
     "ModelConfig",
     "ModelSource",
+    "ObjectiveConfig",
+    "PowerConfig",
     "ServedModelConfig",
     "load_config",
     "parse_config",
@@ -74,6 +76,66 @@ class CalibrationConfig(_Section):
         return self
 
 
+class ObjectiveConfig(_Section):
+    """What plans minimise: ``latency``, the device's ``energy``, the period of a stream (``throughput``), or
+    ``weighted`` prices.  A bare name stands for ``{minimise: name}``.
+
+    ``energy`` may be held within ``deadline_ms``, ``latency`` within ``energy_mj``; ``throughput`` may be
+    given the ``rate_hz`` to keep up with.
+    """
+
+    minimise: Literal["latency", "energy", "throughput", "weighted"] = "latency"
+    deadline_ms: float | None = Field(default=None, gt=0)
+    energy_mj: float | None = Field(default=None, gt=0)
+    rate_hz: float | None = Field(default=None, gt=0)
+    per_ms: float | None = Field(default=None, ge=0)
+    per_mj: float | None = Field(default=None, ge=0)
+    per_uplink_kb: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"minimise": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _only_what_applies(self) -> ObjectiveConfig:
+        applies = {
+            "latency": {"energy_mj"},
+            "energy": {"deadline_ms"},
+            "throughput": {"rate_hz"},
+            "weighted": {"per_ms", "per_mj", "per_uplink_kb"},
+        }[self.minimise]
+        given = {
+            key for key in type(self).model_fields if key != "minimise" and getattr(self, key) is not None
+        }
+        if given - applies:
+            raise ValueError(
+                f"minimise: {self.minimise} takes {', '.join(sorted(applies))}, "
+                f"not {', '.join(sorted(given - applies))}"
+            )
+        if self.minimise == "weighted" and not sum(getattr(self, key) or 0.0 for key in given):
+            raise ValueError("weighted needs a price above 0: per_ms, per_mj or per_uplink_kb")
+        return self
+
+
+class PowerConfig(_Section):
+    """What the device draws, for plans and for the model meter; measure your own with a power meter.
+
+    The defaults are those of a small single-board computer, and ``link`` names the radio of
+    :mod:`shared.plan.radio`.
+    """
+
+    busy_w: float = Field(default=5.0, ge=0)
+    idle_w: float = Field(default=1.5, ge=0)
+    link: Literal["wired", "wifi", "lte", "3g", "lte-modern", "5g-low-band", "5g-mmwave"] = "wired"
+
+    @model_validator(mode="after")
+    def _idle_is_less(self) -> PowerConfig:
+        if self.idle_w > self.busy_w:
+            raise ValueError(f"idle_w {self.idle_w} is more than busy_w {self.busy_w}")
+        return self
+
+
 class ModelConfig(ModelSource):
     """A network on the device."""
 
@@ -83,6 +145,13 @@ class ModelConfig(ModelSource):
         default=0.99, ge=0, le=1, description="lossy codecs below it are no candidates"
     )
     calibration: CalibrationConfig = CalibrationConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    input_never_leaves: bool | str = Field(
+        default=False,
+        description="true: no cut before the input's resolution is gone; or the unit that must run here",
+    )
+    max_uplink_bytes: int | None = Field(default=None, ge=1, description="per request at batch 1")
+    cut: int | None = Field(default=None, ge=0, description="always cut here while the cloud is there")
     hysteresis: float = Field(default=0.05, ge=0, lt=1)
 
 
@@ -117,6 +186,7 @@ class AgentConfig(_Section):
     threads: int | None = Field(default=None, ge=1, description="torch threads; None: torch's own choice")
     socket: str = Field(default_factory=_default_socket, pattern=r"^(ipc|tcp)://")
     cloud: CloudLinkConfig = CloudLinkConfig()
+    power: PowerConfig = PowerConfig()
     models: list[ModelConfig] = Field(min_length=1)
     max_in_flight: int = Field(default=32, ge=1)
     max_in_flight_bytes: int = Field(default=256 * 2**20, ge=1)
