@@ -126,7 +126,10 @@ class Child:
         if not line:
             code = await self._process.wait()
             raise ChildError(f"{self.name} ended with code {code}{self.tail()}")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ChildError(f"{self.name} printed {line[:80]!r} where its answer should be") from error
         return reply
 
 

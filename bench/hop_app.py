@@ -1,4 +1,4 @@
-"""What Ray Serve runs for the hop bench: the product's gateway and tail around nothing, and a baseline."""
+"""What Ray Serve runs for the hop bench: the product's gateway and tail around nothing, and baselines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import zmq
+import zmq.asyncio
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +25,7 @@ from shared.tensor import DType
 from shared.wire import Message
 from shared.wire.messages import TensorHeader
 
-__all__ = ["baseline", "cloud"]
+__all__ = ["cloud", "through_handle", "through_http"]
 
 
 class NoOp:
@@ -58,14 +61,36 @@ class NoOpTail:
             raise RuntimeError("the tail has ended")
 
 
-class Baseline:
-    """What an application would do with Serve alone: bytes in by handle or by HTTP, bytes out."""
+class Replica:
+    """What an application would write with Serve alone: bytes in by handle or by HTTP, bytes out."""
 
     async def infer(self, payload: bytes) -> bytes:
         return reply_to(len(payload))
 
     async def __call__(self, request: Request) -> Response:
         return Response(reply_to(len(await request.body())), media_type="application/octet-stream")
+
+
+class HandleGateway:
+    """The gateway that Suture would have if it reached its replicas by ``DeploymentHandle.remote``.
+
+    Devices reach it as they reach the real one, by ZeroMQ; it admits, counts and checks nothing.
+    """
+
+    async def __init__(self, port: int, replica: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        self._replica = replica
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self._socket.bind(f"tcp://127.0.0.1:{port}")
+        self._task = asyncio.get_running_loop().create_task(self._serve(), name="run handle gateway")
+
+    async def _serve(self) -> None:
+        while True:
+            device, payload = await self._socket.recv_multipart()
+            await self._socket.send_multipart([device, await self._replica.infer.remote(payload)])
+
+    async def check_health(self) -> None:
+        if self._task.done():
+            self._task.result()
 
 
 def cloud() -> tuple[Application, str]:
@@ -81,5 +106,15 @@ def cloud() -> tuple[Application, str]:
     return bound, f"tcp://127.0.0.1:{device_port}"
 
 
-def baseline() -> Application:
-    return serve.deployment(name="Baseline", ray_actor_options={"num_cpus": 0.1})(Baseline).bind()
+def through_handle() -> tuple[Application, str]:
+    """A gateway that calls its replica by handle, and where devices connect to it."""
+    [port] = free_ports(1)
+    small = {"num_cpus": 0.1}
+    replica = serve.deployment(name="Replica", ray_actor_options=small)(Replica).bind()
+    gateway = serve.deployment(name="HandleGateway", ray_actor_options=small)(HandleGateway)
+    return gateway.bind(port, replica), f"tcp://127.0.0.1:{port}"
+
+
+def through_http() -> Application:
+    """A replica that Serve's proxy, or any handle, reaches directly."""
+    return serve.deployment(name="Replica", ray_actor_options={"num_cpus": 0.1})(Replica).bind()

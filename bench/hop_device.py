@@ -1,8 +1,8 @@
 """The device's side of the hop bench, and its barest baseline, in processes without Ray.
 
 ``python -m bench.hop_device GATEWAY`` is a controlled child: it times one request over the agent's own
-link to that gateway, or one over a plain DEALER socket.  ``python -m bench.hop_device echo`` answers the
-latter.
+link to that gateway, or one over a plain DEALER socket.  ``python -m bench.hop_device echo`` is what
+answers such a socket without anything in between.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from typing import Any
 
 import zmq
 
 from bench.child import answer
-from bench.hop_reply import DIGEST, MODEL, reply_to, size_of
+from bench.hop_reply import DIGEST, MODEL, check_reply, reply_to
 from edge_agent.link import CloudLink, LinkState
 from shared.codec import Codec
 from shared.config import CloudLinkConfig
@@ -36,7 +37,7 @@ class _Listener:
         self.answers: dict[int, asyncio.Future[Message]] = {}
 
     def on_link_state(self, state: LinkState, reason: str) -> None:
-        print(f"link: {state}, {reason}")
+        print(f"link: {state}, {reason}", file=sys.stderr)
 
     def on_card(self, card: Card) -> None:
         for model in card.models:
@@ -69,15 +70,17 @@ class _Listener:
 
 
 class _Device:
-    def __init__(self, link: CloudLink, listener: _Listener, model: int, echo: zmq.Socket[bytes]) -> None:
+    def __init__(self, link: CloudLink, listener: _Listener, model: int, context: zmq.Context[Any]) -> None:
         self._link = link
         self._listener = listener
         self._model = model
-        self._echo = echo
+        self._context = context
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._next_id = 0
 
-    async def link(self, size: int) -> float:
-        """ms of one request of this many bytes over the agent's link.  Raises ValueError, SutureError."""
+    async def link(self, size: int) -> dict[str, float]:
+        """One request of this many bytes over the agent's link: its ms, and those of them between its
+        arrival at the gateway and the departure of its answer.  Raises ValueError, SutureError."""
         payload = bytes(size)
         header = Infer(
             batch=1,
@@ -111,38 +114,36 @@ class _Device:
             raise ValueError(f"the link is {self._link.state}: {self._link.reason}")
         message = await asyncio.wait_for(future, _BUDGET_MS / 1000)
         elapsed_ms = (time.perf_counter() - started_s) * 1000
-        return _checked(size, message.payloads[0], elapsed_ms)
+        check_reply(size, memoryview(message.payloads[0]).cast("B"))
+        return {"ms": elapsed_ms, "gateway_ms": message.header.gateway_ms}
 
-    def echo(self, size: int) -> float:
-        """ms of the same over one plain socket, with nothing between it and the other process."""
+    def plain(self, endpoint: str, size: int) -> float:
+        """ms of the same over a plain, blocking socket to this endpoint."""
+        socket = self._sockets.get(endpoint)
+        if socket is None:
+            socket = self._sockets[endpoint] = self._context.socket(zmq.DEALER)
+            socket.linger = 0
+            socket.rcvtimeo = int(_BUDGET_MS)
+            socket.connect(endpoint)
         payload = bytes(size)
         started_s = time.perf_counter()
-        self._echo.send(payload, copy=False)
-        reply = self._echo.recv(copy=False)
+        socket.send(payload, copy=False)
+        reply = socket.recv(copy=False)
         elapsed_ms = (time.perf_counter() - started_s) * 1000
-        return _checked(size, reply.buffer, elapsed_ms)
+        check_reply(size, reply.buffer)
+        return elapsed_ms
 
 
-def _checked(size: int, reply: bytes | memoryview, elapsed_ms: float) -> float:
-    if size_of(memoryview(reply).cast("B")) != size:
-        raise ValueError(f"sent {size} bytes, but the other side saw {size_of(reply)}")
-    return elapsed_ms
-
-
-async def _device(gateway: str, echo_endpoint: str) -> None:
+async def _device(gateway: str) -> None:
     context = zmq.Context()
-    echo = context.socket(zmq.DEALER)
-    echo.linger = 0
-    echo.rcvtimeo = int(_BUDGET_MS)
-    echo.connect(echo_endpoint)
     listener = _Listener()
     hello = Hello(agent="hop", software="bench", models=[ModelOffer(name=MODEL, digest=DIGEST)])
     link = CloudLink(CloudLinkConfig(gateway=gateway), hello, listener)
     running = asyncio.create_task(link.run(), name="link")
     try:
         model = await asyncio.wait_for(listener.model_index, _PATIENCE_S)
-        device = _Device(link, listener, model, echo)
-        await answer({"link": device.link, "echo": device.echo}, {})
+        device = _Device(link, listener, model, context)
+        await answer({"link": device.link, "plain": device.plain}, {})
     finally:
         link.close()
         running.cancel()
@@ -171,4 +172,4 @@ async def _echo() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_echo() if sys.argv[1:] == ["echo"] else _device(*sys.argv[1:3]))
+    asyncio.run(_echo() if sys.argv[1:] == ["echo"] else _device(sys.argv[1]))

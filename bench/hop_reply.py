@@ -6,7 +6,7 @@ found out.
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "MODEL", "REPLY_BYTES", "reply_to", "size_of"]
+__all__ = ["DIGEST", "MODEL", "REPLY_BYTES", "check_reply", "reply_to"]
 
 MODEL = "no-op"
 DIGEST = "sha256:" + "0" * 64
@@ -20,8 +20,10 @@ def reply_to(size_bytes: int) -> bytes:
     return size_bytes.to_bytes(8, "little") + _PADDING
 
 
-def size_of(reply: bytes | bytearray | memoryview) -> int:
-    """The size that the other side saw.  Raises ValueError when this is no reply of ours."""
+def check_reply(sent_bytes: int, reply: bytes | memoryview) -> None:
+    """Raises ValueError when this is no reply to a request of this many bytes."""
     if len(reply) != REPLY_BYTES:
         raise ValueError(f"a reply of {len(reply)} bytes, not {REPLY_BYTES}")
-    return int.from_bytes(reply[:8], "little")
+    seen_bytes = int.from_bytes(reply[:8], "little")
+    if seen_bytes != sent_bytes:
+        raise ValueError(f"sent {sent_bytes} bytes, but the other side saw {seen_bytes}")

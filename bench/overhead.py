@@ -1,8 +1,9 @@
 """What Suture itself costs: latency as the application sees it, less everything that had to be.
 
 Had to be: the network's units on either side, both ways through the codecs, the payload's bytes at the
-link's rate, and one round trip of the link.  Compute and codecs are what each side measured for the very
-request; the bytes' time is the gateway's arrival span; the round trip is that of idle heartbeats.  What is
+link's rate, the answer's bytes at its rate back, and one round trip of the link.  Compute and codecs are
+what each side measured for the very request; the payload's time is the gateway's arrival span, the answer's
+is taken from the link's rate (nothing on loopback); the round trip is that of idle heartbeats.  What is
 left is bookkeeping, event loops, queues, the gateway's and the replica's handling, and whatever the
 machine did meanwhile; a second table says how much of it lies where.
 
@@ -12,7 +13,9 @@ Each network is cut at its input, about its middle, and at its end.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import math
 import statistics
 import tempfile
 import time
@@ -40,18 +43,18 @@ __all__ = ["main"]
 
 _NETWORKS = ("efficientnet-lite0", "resnet50", "bert-encoder")
 _ALLOWED_MS, _ALLOWED_SHARE = 2.0, 0.03
-_NEEDED = (
+_MEASURED = (
     Stage.DEVICE,
     Stage.ENCODE,
     Stage.UPLINK,
     Stage.DECODE,
     Stage.CLOUD,
     Stage.RESULT_ENCODE,
-    Stage.DOWNLINK,
     Stage.RESULT_DECODE,
 )
 _DEADLINE_MS = 30_000.0
 _WARM_UP = 3
+_IDLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,9 @@ _LINKS = (_Link("loopback", None, 0.0), _Link("20 Mbps, 10 ms", 20.0, 5.0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    bench = Bench("overhead", argv, description=(__doc__ or "").partition("\n")[0])
+    bench = Bench("overhead", argv, description=(__doc__ or "").partition("\n")[0], arguments=_arguments)
     bench.config = {
-        "networks": _NETWORKS,
+        "networks": bench.options.network or list(_NETWORKS),
         "links": [link.name for link in _LINKS],
         "requests": 8 if bench.quick else 40,
         "allowed_ms": _ALLOWED_MS,
@@ -80,10 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return bench.finish()
 
 
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network",
+        action="append",
+        metavar="NAME",
+        help="instead of the usual three; repeatable",
+    )
+
+
 async def _run(bench: Bench, rest: list[dict[str, Any]]) -> None:
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="suture-")))
-        names = [{"name": name} for name in _NETWORKS]
+        names = [{"name": name} for name in bench.config["networks"]]
         with bench.console.status("starting the cloud: it loads and measures every network ..."):
             config = {
                 "gateway": {"device_port": 0, "replica_port": 0, "load_port": 0},
@@ -109,9 +121,16 @@ async def _run(bench: Bench, rest: list[dict[str, Any]]) -> None:
                 if agent.link_state is not LinkState.ONLINE:
                     bench.unsound(f"no link: {agent.link_reason}")
                     return
-                for name in bench.track(_NETWORKS, link.name):
+                await asyncio.sleep(_IDLE_S)
+                round_trip_ms = _round_trip_ms(agent)
+                if round_trip_ms is None:
+                    bench.unsound(f"{link.name}: no heartbeat was answered in {_IDLE_S:g} s")
+                    return
+                for name in bench.track(bench.config["networks"], link.name):
                     for cut in _cuts(agent, name):
-                        await _measure(bench, rest, agent, link, name, cut)
+                        measured = await _measure(bench, agent, link, round_trip_ms, name, cut)
+                        if measured is not None:
+                            rest.append(measured)
 
 
 async def _through(
@@ -143,8 +162,9 @@ def _cuts(agent: EdgeAgent, name: str) -> list[int]:
 
 
 async def _measure(
-    bench: Bench, rest: list[dict[str, Any]], agent: EdgeAgent, link: _Link, name: str, cut: int
-) -> None:
+    bench: Bench, agent: EdgeAgent, link: _Link, round_trip_ms: float, name: str, cut: int
+) -> dict[str, Any] | None:
+    """Add the row and the target of one cut; the answer says where the rest goes."""
     args, kwargs = agent.models[name].example
     agent.pin(name, cut, _best_codec(agent, name, cut))
     totals, rests, shares, results = [], [], [], []
@@ -154,33 +174,49 @@ async def _measure(
         total_ms = (time.perf_counter() - started_s) * 1000
         if result.where is Where.DEVICE_FALLBACK or result.cut_index != cut:
             bench.unsound(f"{name} over {link.name} ran {result.where} at {result.cut}, not as pinned")
-            return
+            return None
         if abs(sum(result.breakdown.values()) - result.latency_ms) > 1e-6 * result.latency_ms:
             bench.unsound(f"{name}: the breakdown does not sum to the latency")
         if number < _WARM_UP:
             continue
-        left_ms = total_ms - _needed_ms(agent, result)
+        left_ms = total_ms - _needed_ms(agent, link, round_trip_ms, name, result)
         totals.append(total_ms)
         rests.append(left_ms)
         shares.append(left_ms / max(_ALLOWED_MS, _ALLOWED_SHARE * total_ms))
         results.append(result)
     left = spread(rests)
     where = f"{name}, {link.name}, {results[0].where}"
+    if left["p50_ms"] < 0:
+        bench.unsound(f"{where}: the parts sum to {-left['p50_ms']:.2f} ms more than the whole")
     bench.row(
         network=name,
         link=link.name,
         cut=results[0].cut,
-        where=str(results[0].where),
+        ran=str(results[0].where),
         codec=results[0].codec,
         bytes=results[0].uplink_bytes,
         latency_ms=statistics.median(totals),
+        rtt_ms=round_trip_ms if results[0].where is not Where.DEVICE else 0.0,
         rest_ms=left["p50_ms"],
         rest_p90_ms=left["p90_ms"],
         rest_samples_ms=left["samples_ms"],
         breakdown_ms={stage: _median(results, stage) for stage in _stages(results)},
     )
-    rest.append(_where_it_goes(agent, where, totals, rests, results))
     bench.target(f"{where}: rest over what is allowed", statistics.median(shares), "x", 1.0, "at_most")
+    answer_ms = _needed_ms(agent, link, round_trip_ms, name, results[0]) - _measured_ms(results[0])
+    return {
+        "network": name,
+        "link": link.name,
+        "ran": str(results[0].where),
+        "rest": statistics.median(rests),
+        "between the two sides": _median(results, Stage.NETWORK) - answer_ms,
+        "cloud's queues": _median(results, Stage.WAIT),
+        "device's queue": _median(results, Stage.QUEUE),
+        "agent": _median(results, Stage.OVERHEAD),
+        "caller": statistics.median(
+            total - result.latency_ms for total, result in zip(totals, results, strict=True)
+        ),
+    }
 
 
 def _best_codec(agent: EdgeAgent, name: str, cut: int) -> Codec:
@@ -190,32 +226,26 @@ def _best_codec(agent: EdgeAgent, name: str, cut: int) -> Codec:
     return rows.codec_of(int(there[np.argmin(latency_ms(rows, decision.conditions)[there])]))
 
 
-def _needed_ms(agent: EdgeAgent, result: Result) -> float:
-    needed_ms = sum(result.breakdown.get(stage, 0.0) for stage in _NEEDED)
-    return needed_ms + (_round_trip_ms(agent) if result.where is not Where.DEVICE else 0.0)
+def _needed_ms(agent: EdgeAgent, link: _Link, round_trip_ms: float, name: str, result: Result) -> float:
+    needed_ms = _measured_ms(result)
+    if result.where is not Where.DEVICE:
+        needed_ms += round_trip_ms
+        if link.mbps is not None:
+            graph = agent.graph(name)
+            answer = graph.specs(graph.output_slots_of(graph.cuts[result.cut_index]), 1)
+            needed_ms += sum(spec.nbytes for spec in answer) * 8 / link.mbps / 1000
+    return needed_ms
 
 
-def _round_trip_ms(agent: EdgeAgent) -> float:
-    pipeline = agent.pipeline
-    return pipeline.controller.link(pipeline.now_ms()).rtt_ms
+def _measured_ms(result: Result) -> float:
+    """The parts that were measured for this request, on whichever side."""
+    return sum(result.breakdown.get(stage, 0.0) for stage in _MEASURED)
 
 
-def _where_it_goes(
-    agent: EdgeAgent, where: str, totals: list[float], rests: list[float], results: list[Result]
-) -> dict[str, Any]:
-    """Medians, which need not sum up exactly."""
-    remote = results[0].where is not Where.DEVICE
-    return {
-        "request": where,
-        "rest": statistics.median(rests),
-        "between the two sides": _median(results, Stage.NETWORK) - _round_trip_ms(agent) if remote else 0.0,
-        "cloud's queues": _median(results, Stage.WAIT),
-        "device's queue": _median(results, Stage.QUEUE),
-        "agent": _median(results, Stage.OVERHEAD),
-        "caller": statistics.median(
-            total - result.latency_ms for total, result in zip(totals, results, strict=True)
-        ),
-    }
+def _round_trip_ms(agent: EdgeAgent) -> float | None:
+    """Of idle heartbeats; None while it is only an assumption."""
+    estimate = agent.pipeline.controller.link(agent.pipeline.now_ms())
+    return estimate.rtt_ms if math.isfinite(estimate.rtt_age_ms) else None
 
 
 def _stages(results: Sequence[Result]) -> list[str]:

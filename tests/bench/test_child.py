@@ -48,6 +48,13 @@ async def test_a_child_that_fails_to_start_shows_its_log(tmp_path: Path) -> None
     await child.stop()
 
 
+async def test_a_child_that_prints_before_it_is_ready_is_found_out(tmp_path: Path) -> None:
+    child = await Child.start("chatty", ["/bin/sh", "-c", "echo hello; sleep 600"], tmp_path / "log")
+    with pytest.raises(ChildError, match=r"chatty printed b'hello\\n' where its answer should be"):
+        await child.ready()
+    await child.stop(grace_s=0.1)
+
+
 async def test_a_child_that_ignores_its_order_to_leave_is_ended_with_all_it_started(tmp_path: Path) -> None:
     stubborn = "trap '' TERM; (trap '' TERM; sleep 600) & echo $!; while :; do sleep 600; done"
     child = await Child.start("stubborn", ["/bin/sh", "-c", stubborn], tmp_path / "log", controlled=False)
