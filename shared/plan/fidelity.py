@@ -5,20 +5,20 @@ Like :mod:`shared.plan.measure` this needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from shared.codec import Codec, Form, decode, encode
-from shared.graph.ir import Graph
-from shared.graph.run import Program
+from shared.graph.ir import Cut, Graph
+from shared.graph.run import Program, State
 from shared.plan.gate import Agreement, Fidelity, Gate, GateKey
 
-__all__ = ["agreement_of", "measure_gate"]
+__all__ = ["LOSSY", "agreement_of", "measure_gate", "missing"]
 
 Progress = Callable[[int, int], None]
 
-_LOSSY = tuple(form for form in Form if form is not Form.EXACT)
+LOSSY = tuple(form for form in Form if form is not Form.EXACT)
 _PLAIN_STAGE = Codec.FLOAT32.stage
 
 
@@ -36,58 +36,83 @@ def measure_gate(
     samples: Sequence[Sequence[torch.Tensor]],
     key: GateKey,
     *,
-    forms: Sequence[Form] = _LOSSY,
+    forms: Sequence[Form] = LOSSY,
+    cuts: Sequence[Cut] | None = None,
+    known: Gate | None = None,
     progress: Progress | None = None,
 ) -> Gate:
-    """Fidelity of every topological cut in each of ``forms`` against the whole network.
+    """Fidelity of ``cuts`` (all topological ones when None) in each of ``forms`` against the whole network.
 
     ``samples`` are input leaves in the order of ``graph.inputs``, batch 1 where the batch is free; they
-    then run as one batch.  Costs about half a run of the batch per cut and form.
+    then run as one batch.  What ``known`` holds is not measured again, and is part of the answer.  Costs
+    about half a run of the batch per cut and form.
     """
     graph = program.graph
-    batches = _batched(graph, samples)
-    lives: dict[tuple[int, ...], int] = {}
-    for cut in graph.cuts:
-        if any(graph.values[slot].dtype.is_float for slot in cut.live):
-            lives.setdefault(cut.live, cut.index)
-    steps = len(lives) * len(batches)
+    wanted = missing(graph, graph.cuts if cuts is None else cuts, forms, known)
+    batches = _batched(graph, samples) if wanted else []
+    steps = len(wanted) * len(batches)
     done = 0
     found: dict[tuple[int, ...], dict[Form, list[Fidelity]]] = {
-        live: {form: [] for form in forms} for live in lives
+        cut.live: {form: [] for form in lacking} for cut, lacking in wanted
     }
     for leaves in batches:
         whole = program(leaves)
         state = program.start(leaves)
-        position = 0
-        for live, index in lives.items():
-            cut = graph.cuts[index]
-            program.run(state, range(position, index))
-            position = index
-            tensors = program.live(state, cut)
-            specs = graph.live_specs(cut, state.batch)
+        for cut, lacking in wanted:
+            if cut.index < 0:
+                state = program.start(leaves)
+            program.run(state, [unit for unit in cut.edge_units if not state.has_run(unit)])
             kept = program.outputs(state)
-            for form in forms:
-                codec = Codec.of(form, _PLAIN_STAGE)
-                sent = []
-                for slot, tensor, spec in zip(live, tensors, specs, strict=True):
-                    header, payload = encode(tensor.cpu(), codec, slot)
-                    sent.append(decode(header, payload, spec))
+            for form, sent in _as_sent(program, state, cut, lacking):
                 tail = program.resume(cut, sent, state.batch)
                 program.run(tail, cut.cloud_units)
                 outputs = {**kept, **program.outputs(tail)}
                 answer = [outputs[slot] for slot in graph.outputs]
-                found[live][form].append(_compare(whole, answer, key.agreement))
+                found[cut.live][form].append(_compare(whole, answer, key.agreement))
             done += 1
             if progress is not None:
                 progress(done, steps)
-    measured = {
-        live: {
-            form: Fidelity(sum(each.agreement for each in all_) / len(all_), max(each.error for each in all_))
-            for form, all_ in by_form.items()
-        }
-        for live, by_form in found.items()
-    }
+    measured = dict(known.measured) if known is not None else {}
+    for live, by_form in found.items():
+        measured[live] = {**measured.get(live, {}), **{form: _mean(all_) for form, all_ in by_form.items()}}
     return Gate(key, len(samples), measured)
+
+
+def missing(
+    graph: Graph, cuts: Sequence[Cut], forms: Sequence[Form], known: Gate | None
+) -> list[tuple[Cut, list[Form]]]:
+    """What is to be measured: one cut for every set of tensors that crosses, in the order of ``cuts``, each
+    with the forms that ``known`` does not hold.  Forms change floats only, and cuts without any need none."""
+    wanted: dict[tuple[int, ...], tuple[Cut, list[Form]]] = {}
+    for cut in cuts:
+        if any(graph.values[slot].dtype.is_float for slot in cut.live):
+            measured = {} if known is None else known.measured.get(cut.live, {})
+            lacking = [form for form in forms if form not in measured]
+            if lacking:
+                wanted.setdefault(cut.live, (cut, lacking))
+    # Topological cuts go on from one another, each of the others starts anew.
+    return sorted(wanted.values(), key=lambda each: each[0].index if each[0].index >= 0 else len(graph.cuts))
+
+
+def _as_sent(
+    program: Program, state: State, cut: Cut, forms: Sequence[Form]
+) -> Iterator[tuple[Form, list[torch.Tensor]]]:
+    """The cut's tensors as they arrive in each of ``forms``."""
+    tensors = program.live(state, cut)
+    specs = program.graph.live_specs(cut, state.batch)
+    for form in forms:
+        codec = Codec.of(form, _PLAIN_STAGE)
+        sent = []
+        for slot, tensor, spec in zip(cut.live, tensors, specs, strict=True):
+            header, payload = encode(tensor.cpu(), codec, slot)
+            sent.append(decode(header, payload, spec))
+        yield form, sent
+
+
+def _mean(batches: Sequence[Fidelity]) -> Fidelity:
+    return Fidelity(
+        sum(each.agreement for each in batches) / len(batches), max(each.error for each in batches)
+    )
 
 
 def _batched(graph: Graph, samples: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:

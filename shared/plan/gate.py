@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shared.codec import Codec, Form
+from shared.plan.cache import keep
 
-__all__ = ["Agreement", "Fidelity", "Gate", "GateKey", "load_gate"]
+__all__ = ["Agreement", "Fidelity", "Gate", "GateKey", "load_gate", "save_gate"]
 
 Agreement = Literal["top1", "cosine"]
 """``top1``: the share of samples whose most likely class stays the same.  ``cosine``: the mean cosine
@@ -56,7 +57,7 @@ class GateKey:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Fidelities of the topological cuts: ``measured[live slots][form]``.
+    """Fidelities by what crosses a cut: ``measured[live slots][form]``.
 
     Cuts that send the same tensors share one entry.  A pair that was not measured has no fidelity, and is
     no candidate where agreement is asked for.
@@ -122,3 +123,8 @@ def load_gate(cache_dir: Path, key: GateKey) -> tuple[Gate | None, str | None]:
     if gate.key != key:
         return None, f"ignored the accuracy gate in {path}, measuring again: it is of {gate.key}"
     return gate, None
+
+
+def save_gate(cache_dir: Path, gate: Gate) -> str | None:
+    """Keep a gate; returns a warning when that is not possible (:func:`shared.plan.cache.keep`)."""
+    return keep(cache_dir / gate.key.file_name, gate.to_json().encode(), "the accuracy gate")

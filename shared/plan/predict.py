@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.graph.ir import Graph
+from shared.plan.cache import write_whole
 from shared.plan.features import UnitFeatures, unit_features
 from shared.plan.profile import this_machine
 
@@ -234,15 +233,6 @@ def save_predictor(cache_dir: Path, predictor: Predictor) -> Path:
 
     Raises OSError when the directory cannot be written.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
     path = cache_dir / predictor.key.file_name
-    with tempfile.NamedTemporaryFile("wb", dir=cache_dir, prefix=".predictor-", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(predictor.to_json())
-            file.close()
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_whole(path, predictor.to_json())
     return path

@@ -11,13 +11,13 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.codec import Codec
+from shared.plan.cache import keep
 
 __all__ = ["CodecCost", "Profile", "ProfileKey", "load_profile", "save_profile", "this_machine"]
 
@@ -187,23 +187,5 @@ def load_profile(
 
 
 def save_profile(cache_dir: Path, profile: Profile) -> str | None:
-    """Keep a profile; a reader sees the old file or the new one, never a part.
-
-    Returns a warning when the directory cannot be written: the profile then serves this run only.
-    """
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=cache_dir, prefix=".profile-", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(profile.to_json())
-                file.close()
-                os.replace(temporary, cache_dir / profile.key.file_name)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        return f"the profile is not kept: cannot write {cache_dir} ({error.strerror or error})"
-    return None
+    """Keep a profile; returns a warning when that is not possible (:func:`shared.plan.cache.keep`)."""
+    return keep(cache_dir / profile.key.file_name, profile.to_json().encode(), "the profile")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from shared.codec import Codec, Form
+from shared.codec import Codec, Form, decode, encode
 from shared.graph.capture import capture
 from shared.graph.run import load
-from shared.plan.fidelity import agreement_of, measure_gate
-from shared.plan.gate import Fidelity, Gate, GateKey, load_gate
+from shared.plan.fidelity import agreement_of, measure_gate, missing
+from shared.plan.gate import Fidelity, Gate, GateKey, load_gate, save_gate
 
 
 class Classifier(nn.Module):
@@ -108,8 +108,8 @@ def test_what_is_exact_or_sends_nothing_is_the_same() -> None:
 
 def test_a_kept_gate_is_the_same_gate(tmp_path: Path) -> None:
     gate = Gate(_key(), 7, {(3, 5): {Form.UINT8: Fidelity(0.9, 0.1)}})
-    (tmp_path / gate.key.file_name).write_text(gate.to_json())
-    assert load_gate(tmp_path, gate.key) == (gate, None)
+    assert save_gate(tmp_path / "new", gate) is None
+    assert load_gate(tmp_path / "new", gate.key) == (gate, None)
     assert load_gate(tmp_path, _key("cosine")) == (None, None)
 
 
@@ -131,3 +131,68 @@ def test_a_gate_of_something_else_is_not_used(tmp_path: Path) -> None:
     assert gate is None
     assert warning is not None
     assert "cosine" in warning
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    warning = save_gate(tmp_path / "file" / "cache", Gate(_key(), 1, {}))
+    assert warning is not None
+    assert warning.startswith("the accuracy gate is not kept: cannot write")
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.top = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left = torch.tanh(self.left(x))
+        return self.top(torch.cat([left, torch.tanh(self.right(x))], dim=1))
+
+
+def test_a_cut_that_is_not_topological_has_the_fidelity_of_what_it_sends() -> None:
+    program = _program(Towers(), torch.zeros(1, 8))
+    graph, samples = program.graph, _samples(20, 8)
+    names = [unit.name for unit in graph.units]
+    right = [index for index, name in enumerate(names) if name.startswith("right")]
+    wide = graph.set_cut(right)
+    assert wide.index < 0
+    gate = measure_gate(program, samples, _key(), cuts=[wide, *graph.cuts])
+    state = program.start([torch.cat([sample[0] for sample in samples])])
+    program.run(state, list(wide.edge_units))
+    sent = []
+    for tensor, spec in zip(program.live(state, wide), graph.live_specs(wide, 20), strict=True):
+        header, payload = encode(tensor, Codec.INT4, 0)
+        sent.append(decode(header, payload, spec))
+    tail = program.resume(wide, sent, 20)
+    program.run(tail, wide.cloud_units)
+    (answer,) = program.outputs(tail).values()
+    (whole,) = program([torch.cat([sample[0] for sample in samples])])
+    same = float((answer.argmax(1) == whole.argmax(1)).double().mean())
+    fidelity = gate.fidelity(wide.live, Codec.INT4)
+    assert fidelity is not None
+    assert fidelity.agreement == same
+    assert 0 < fidelity.error == pytest.approx(float((answer - whole).abs().max() / whole.abs().max()))
+    assert gate.measured.keys() > measure_gate(program, samples, _key(), cuts=[wide]).measured.keys()
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    program = _program(Classifier(1.0), torch.zeros(1, 8))
+    graph, samples = program.graph, _samples(4, 8)
+    first = measure_gate(program, samples, _key(), forms=[Form.HALF], cuts=graph.cuts[:1])
+    assert {form for forms in first.measured.values() for form in forms} == {Form.HALF}
+    assert missing(graph, graph.cuts[:1], [Form.HALF], first) == []
+    steps: list[tuple[int, int]] = []
+    marked = Gate(first.key, 4, {live: {Form.HALF: Fidelity(0.5, 9.0)} for live in first.measured})
+    whole = measure_gate(
+        program, samples, _key(), known=marked, progress=lambda done, total: steps.append((done, total))
+    )
+    for live in first.measured:
+        assert whole.measured[live][Form.HALF] == Fidelity(0.5, 9.0)
+        assert set(whole.measured[live]) == {Form.HALF, Form.UINT8, Form.INT4}
+    assert steps[-1] == (len(steps), len(steps))
+    assert len(whole.measured) == len(steps)
+    none = measure_gate(program, samples, _key(), known=whole, progress=lambda done, total: steps.clear())
+    assert none == whole
+    assert steps
