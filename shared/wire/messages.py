@@ -48,6 +48,7 @@ MAX_TEXT = 1024
 Name = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Millis = Annotated[float, Meta(ge=0, le=1e12)]
+Millijoules = Annotated[float, Meta(ge=0, le=1e12)]
 Ratio = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Bytes = Annotated[int, Meta(ge=0, le=2**48)]
@@ -274,20 +275,23 @@ class LocalInfer(Header, frozen=True, kw_only=True):
 
     ``tree`` is the structure of the call's arguments as plain values (None, bool, int, finite float, str,
     list, dict with str keys; at most 32 deep): whatever form the client and the agent agree on, with each
-    tensor standing as its index into ``tensors``.
+    tensor standing as its index into ``tensors``.  ``objective`` is a name or a dict, as in the agent's
+    configuration; None is the network's own.
     """
 
     model: Name
     tensors: TensorHeaders
     tree: Any
     deadline_ms: Millis | None = None
+    objective: Any = None
 
 
 class LocalResult(Header, frozen=True, kw_only=True):
     """Agent to application.  ``tree`` is the structure of the outputs, as in :class:`LocalInfer`.
 
     ``breakdown`` is in milliseconds and sums to ``latency_ms``; ``codec`` is a codec's label or "";
-    ``fallback`` says why the device finished what was planned for the cloud, or "".
+    ``fallback`` says why the device finished what was planned for the cloud, or "".  ``energy_mj`` is the
+    device's for this request by ``meter``, None when that had no reading.
     """
 
     tensors: TensorHeaders
@@ -301,3 +305,5 @@ class LocalResult(Header, frozen=True, kw_only=True):
     breakdown: Annotated[dict[Name, Millis], Meta(max_length=64)]
     decision: Any = None
     fallback: Text = ""
+    energy_mj: Millijoules | None = None
+    meter: Name = ""

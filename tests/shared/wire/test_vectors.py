@@ -169,8 +169,40 @@ MESSAGES = {
         [struct.pack("<2f", 0.25, 0.75)],
         request_id=1,
     ),
+    "local-infer-objective": encode_message(
+        m.LocalInfer(
+            model="mnist",
+            tensors=[tensor(0, DType.UINT8, Codec.FLOAT32, [1, 3], [0, 1], 3)],
+            tree=[{"tuple": [0]}, {}],
+            deadline_ms=200.0,
+            objective={"minimise": "energy", "deadline_ms": 150.0},
+        ),
+        [b"\x01\x02\x03"],
+        request_id=1,
+    ),
+    "local-result-energy": encode_message(
+        m.LocalResult(
+            tensors=[tensor(0, DType.FLOAT32, Codec.FLOAT32, [1, 2], [0, 1], 8)],
+            tree=0,
+            where="split",
+            cut=1,
+            cut_name="conv1",
+            codec="uint8",
+            uplink_bytes=15,
+            latency_ms=6.5,
+            breakdown={"device": 2.5, "uplink": 2.5, "cloud": 1.5},
+            decision={"reason": "least energy"},
+            energy_mj=20.5,
+            meter="model",
+        ),
+        [struct.pack("<2f", 0.25, 0.75)],
+        request_id=1,
+    ),
     "cancel": encode_message(m.Cancel(reason="the caller left"), request_id=7),
 }
+
+ONLY_READ = {"local-infer", "local-result"}
+"""Vectors of headers that have gained a field since: later releases read them but send another one."""
 
 
 def to_vector(frames):
@@ -203,7 +235,7 @@ class TestVectors:
             f"{name}.v1.bin" for name in MESSAGES
         }
 
-    @pytest.mark.parametrize("name", MESSAGES)
+    @pytest.mark.parametrize("name", MESSAGES.keys() - ONLY_READ)
     def test_what_is_sent_is_the_vector(self, name):
         assert [bytes(frame) for frame in MESSAGES[name]] == read_vector(name)
 
