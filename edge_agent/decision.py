@@ -73,6 +73,11 @@ class Decision:
         return not self.cut.cloud_units
 
     @property
+    def codec_label(self) -> str:
+        """How the tensors travel, as in :meth:`shared.plan.rows.Rows.label_of`."""
+        return self.rows.label_of(self.row)
+
+    @property
     def payload_bytes(self) -> int:
         """Predicted bytes on the uplink; 0 when nothing is sent."""
         return round(float(self.rows.payload_bytes[self.row]) * self.conditions.batch)
@@ -115,7 +120,7 @@ class Decision:
                 "place": place_of(cut),
                 "cut": cut.index,
                 "cut_name": cut.name,
-                "codec": self.rows.codec_of(self.runner_up).label,
+                "codec": self.rows.label_of(self.runner_up),
                 "cost": _plain(self.cost + self.margin),
             }
         return {
@@ -123,7 +128,7 @@ class Decision:
             "place": self.place,
             "cut": self.cut.index,
             "cut_name": self.cut.name,
-            "codec": self.codec.label,
+            "codec": self.codec_label,
             "payload_bytes": self.payload_bytes,
             "predicted_ms": _plain(self.predicted_ms),
             "predicted": {stage.value: _plain(ms) for stage, ms in self.predicted.items()},
@@ -145,7 +150,7 @@ class Decision:
         }
 
     def __str__(self) -> str:
-        where = "device" if self.is_local else f"{self.place} at {self.cut.name}, {self.codec.label}"
+        where = "device" if self.is_local else f"{self.place} at {self.cut.name}, {self.codec_label}"
         return f"{self.model}: {where}, {self.predicted_ms:.1f} ms ({self.reason})"
 
 

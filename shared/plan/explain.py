@@ -186,7 +186,7 @@ def explain(
                 place=_place_of(cut),
                 cut=cut.index,
                 cut_name=cut.name,
-                codec=codec.label if rows.remote[row] else "",
+                codec=rows.label_of(row),
                 payload_bytes=float(rows.payload_bytes[row]) * conditions.batch,
                 result_bytes=float(rows.result_bytes[row]) * conditions.batch,
                 stages=stage_ms(rows, row, conditions),

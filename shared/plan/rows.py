@@ -45,13 +45,15 @@ class Rows:
     bytes for the two transfers, 1 for what a request pays once (0 where it does not pay it).
 
     ``cut[row]`` indexes ``cuts``, ``codec[row]`` is a :class:`Codec`; exactly one row, ``local``, sends
-    nothing.  Rows are ordered by cut, then codec.
+    nothing.  ``floats`` says whether some tensor of the row is of floats, which all that is lossy rests on.
+    Rows are ordered by cut, then codec.
     """
 
     cuts: tuple[Cut, ...]
     cut: NDArray[np.int64]
     codec: NDArray[np.int64]
     tensors: NDArray[np.int64]
+    floats: NDArray[np.bool_]
     remote: NDArray[np.bool_]
     local: int
     columns: NDArray[np.float64]
@@ -99,6 +101,14 @@ class Rows:
         """One codec per live tensor of the row's cut, in the order of ``cut.live``."""
         return (self.codec_of(row),) * len(self.cut_of(row).live)
 
+    def label_of(self, row: int) -> str:
+        """How the row's tensors travel, for people: the codec's label; ``raw`` and the entropy stage where
+        none is of floats, which no codec rewrites; empty when nothing is sent."""
+        if not self.remote[row]:
+            return ""
+        label = self.codec_of(row).label
+        return label if self.floats[row] else label.replace(PLAIN.label, "raw")
+
     def find(self, cut: Cut, codec: Codec) -> int | None:
         """The row of a cut and codec; the local row's codec is ignored.  None when there is no such row.
 
@@ -123,6 +133,7 @@ class Rows:
             cut=self.cut[kept],
             codec=self.codec[kept],
             tensors=self.tensors[kept],
+            floats=self.floats[kept],
             remote=self.remote[kept],
             local=int(np.count_nonzero(kept[: self.local])),
             columns=columns,
@@ -155,7 +166,7 @@ def build_rows(
     sending = [candidates[index] for index in senders]
 
     menu = np.array(sorted({int(codec) for codec in codecs} | {int(PLAIN)}))
-    costs, sendable = _payload_costs(graph, profile, sending, menu)
+    costs, sendable, has_floats = _payload_costs(graph, profile, sending, menu)
     which, choice = np.nonzero(sendable)
     count = len(which)
 
@@ -188,6 +199,7 @@ def build_rows(
         cut=cut,
         codec=np.append(menu[choice], int(PLAIN))[order],
         tensors=live_counts[cut],
+        floats=np.append(has_floats[which], False)[order],
         remote=order != count,
         local=place,
         columns=np.ascontiguousarray(columns[:, order]),
@@ -205,8 +217,9 @@ def _prefix_sums(unit_ms: NDArray[np.float64], cuts: Sequence[Cut]) -> NDArray[n
 
 def _payload_costs(
     graph: Graph, profile: Profile, cuts: Sequence[Cut], menu: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Bytes, encode ms and decode ms of every (cut, codec), and which of the pairs are candidates.
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Bytes, encode ms and decode ms of every (cut, codec), which of the pairs are candidates, and which of
+    the cuts send floats.
 
     A pair is none when a tensor of the cut was not measured in that codec, or when the codec differs from
     another one for float tensors only and the cut has none.
@@ -234,7 +247,7 @@ def _payload_costs(
     lossless = np.isin(menu, [int(codec) for codec in LOSSLESS])
     empty = np.array([not cut.live for cut in cuts], dtype=np.bool_)
     allowed = np.where(empty[:, None], menu == int(PLAIN), has_floats[:, None] | lossless)
-    return costs, allowed & ~np.isnan(costs).any(axis=2)
+    return costs, allowed & ~np.isnan(costs).any(axis=2), has_floats
 
 
 def _result_costs(graph: Graph, profile: Profile, cuts: Sequence[Cut]) -> NDArray[np.float64]:

@@ -796,7 +796,7 @@ def test_a_record_tells_a_person_what_was_decided_on_what_and_why() -> None:
     assert decision.place == "split"
     told = decision.as_dict()
     assert told["cut_name"] == decision.cut.name
-    assert told["codec"] == decision.codec.label
+    assert told["codec"] == decision.codec_label
     assert told["runner_up"]["place"] in ("device", "split", "cloud")
     assert told["margin"] == pytest.approx(told["runner_up"]["cost"] - told["cost"])
     assert told["conditions"]["uplink_bps"] == pytest.approx(9e6)

@@ -56,7 +56,7 @@ def test_the_table_holds_every_candidate_with_the_stages_of_its_latency() -> Non
         assert each.cost == pytest.approx(each.latency_ms)
         assert each.energy_mj == pytest.approx(energy[each.row])
         assert each.excluded == ""
-        assert each.codec == (rows.codec_of(each.row).label if each.place != "device" else "")
+        assert each.codec == rows.label_of(each.row)
     places = [each.place for each in explanation.candidates]
     assert places[0] == "cloud"
     assert places[-1] == "device"

@@ -70,6 +70,17 @@ def test_a_float_input_has_the_whole_menu() -> None:
     assert np.count_nonzero(rows.cut == 0) == len(Codec)
 
 
+def test_a_label_says_raw_where_no_codec_changes_what_is_sent() -> None:
+    graph = chain([1000, 20, 5])
+    rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0, 1.0), tuple(Codec))
+    for some in (rows, rows.select(rows.remote)):
+        at = [
+            {some.label_of(row) for row in range(len(some)) if some.cut_of(row).index == cut}
+            for cut in range(3)
+        ]
+        assert at == [{"raw", "raw+lz4", "raw+zstd"}, {codec.label for codec in Codec}, {""}]
+
+
 def test_what_was_not_measured_is_no_candidate() -> None:
     graph = chain([1000, 20, 5])
     profile = profile_of(graph, [3.0, 4.0])
