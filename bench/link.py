@@ -225,7 +225,8 @@ class LinkRelay:
                 end.outgoing_bytes += len(piece)
             wake_s = min(wake_s, lane.next_s())
         for end in tuple(self._ends):
-            if end.outgoing and end.connected:
+            # Still there: writing to the other end may just have closed both.
+            if end in self._ends and end.outgoing and end.connected:
                 self._flush(end)
         for end in self._ends:
             wanted = selectors.EVENT_READ * end.wants_read | selectors.EVENT_WRITE * end.wants_write

@@ -159,6 +159,22 @@ def test_a_black_hole_is_silent_and_loses_nothing(
     late.close()
 
 
+def test_both_ends_may_leave_during_an_outage(server: socket.socket, relay: LinkRelay) -> None:
+    for _ in range(10):
+        pair = Pair(server, relay.ports[0])
+        pair.near.sendall(b"x")
+        assert receive(pair.far, 1) == b"x"
+        relay.cut("black-hole")
+        pair.near.sendall(bytes(500_000))
+        pair.far.sendall(bytes(500_000))
+        pair.close()
+        relay.heal()
+    again = Pair(server, relay.ports[0])
+    again.near.sendall(b"back")
+    assert receive(again.far, 4) == b"back"
+    again.close()
+
+
 def test_one_outage_may_turn_into_the_other(server: socket.socket, relay: LinkRelay, pair: Pair) -> None:
     relay.cut("black-hole")
     relay.cut("reset")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import tempfile
@@ -16,15 +17,18 @@ def marked(cluster: RayCluster) -> list[int]:
     return [pid for pid in _own_processes() if mark in _environment(pid)]
 
 
+def run(job: str, cluster: RayCluster) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", job]
+    return subprocess.run(command, env=dict(cluster.environment), capture_output=True, text=True)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 async def test_a_cluster_takes_jobs_and_leaves_nothing_behind() -> None:
     with tempfile.TemporaryDirectory(prefix="suture-") as scratch:
         cluster = await RayCluster.start(Path(scratch), num_cpus=1)
         job = "import ray; ray.init(log_to_driver=False); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
-        done = subprocess.run(
-            [sys.executable, "-c", job], env=dict(cluster.environment), capture_output=True, text=True
-        )
+        done = await asyncio.to_thread(run, job, cluster)
         assert done.stdout.strip() == "42", done.stderr
         assert len(marked(cluster)) > 3
         await cluster.stop()
@@ -33,6 +37,8 @@ async def test_a_cluster_takes_jobs_and_leaves_nothing_behind() -> None:
 
 @pytest.mark.ray
 async def test_a_cluster_that_does_not_start_says_why() -> None:
-    with tempfile.TemporaryDirectory(prefix="suture-") as scratch:
-        with pytest.raises(ChildError, match="ray start ended with code"):
-            await RayCluster.start(Path(scratch), num_cpus=-1)
+    with (
+        tempfile.TemporaryDirectory(prefix="suture-") as scratch,
+        pytest.raises(ChildError, match="ray start ended with code"),
+    ):
+        await RayCluster.start(Path(scratch), num_cpus=-1)
