@@ -27,7 +27,13 @@ _TABLE_WIDTH = 120
 def write_bundle(source: ModelSource, directory: Path) -> str:
     """Resolve a network and write it.  Raises what resolving raises, BundleError when writing fails."""
     model = resolve(source)
-    save_bundle(model.captured, directory, labels=model.labels, example=model.example)
+    save_bundle(
+        model.captured,
+        directory,
+        labels=model.labels,
+        example=model.example,
+        input_form=model.input_form,
+    )
     graph = model.captured.graph
     megabytes = graph.weight_bytes / 1e6
     return (

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shared.zoo import Network
+
 BATCH_ONE = torch.arange(3 * 16 * 16, dtype=torch.uint8).reshape(1, 16, 16, 3)
 
 
@@ -70,3 +72,10 @@ def trees() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
 def words() -> tuple[nn.Module, tuple[torch.Tensor]]:
     torch.manual_seed(4)
     return Words().eval(), (torch.arange(6).reshape(1, 6) % 10,)
+
+
+def digits() -> Network:
+    """As the zoo gives a classifier of images."""
+    torch.manual_seed(5)
+    labels = ("zero", "one", "two", "three", "four")
+    return Network("digits", Photos(), (BATCH_ONE,), labels=labels, input_form="image")
