@@ -22,6 +22,7 @@ from shared.codec import Codec
 from shared.errors import PlanError, UnknownModelError
 from shared.plan.constraints import Constraints
 from shared.plan.energy import Power
+from shared.plan.explain import Explanation
 from shared.plan.gate import Gate
 from shared.plan.objective import Objective
 from shared.plan.profile import Profile
@@ -271,6 +272,13 @@ class Controller:
     def rows(self, model: str) -> Rows:
         """The candidates of a network as they are known now."""
         return self._model(model).rows
+
+    def explain(self, model: str, now_ms: float) -> Explanation:
+        """Every candidate of a network stage by stage, and where the next switches lie.
+
+        Takes milliseconds.  Its winner is the optimum of now; hysteresis or a pin may hold another plan.
+        """
+        return self._model(model).explain(self._link_state(now_ms), now_ms)
 
     def prediction_error(self, model: str) -> float | None:
         """The median of |predicted - measured| / measured over the last requests; None before the first."""

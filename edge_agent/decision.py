@@ -41,6 +41,8 @@ class Decision:
     empty while one does.  ``reason`` says why this row took over from the one before it.
     ``previous`` and ``threshold`` are the row and the hysteresis that went into
     :func:`shared.plan.solve.choose`.  ``load_wait_ms`` is the wait as reported, before corrections.
+    ``objective`` is for people; ``calibration`` says on what kind of inputs payloads and agreement were
+    measured: ``folder``, ``factory``, ``synthetic``, or ``example``.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Decision:
     cost: float
     unit: str
     unmet: str
+    objective: str
+    calibration: str
     power: Power | None
     runner_up: int | None
     margin: float
@@ -111,6 +115,19 @@ class Decision:
         """How many requests of such a stream are under way at once."""
         return in_flight(self.predicted_ms, self.period_ms)
 
+    @property
+    def switch_uplink_mbps(self) -> float | None:
+        """The uplink at which the runner-up would be as fast, all else the same; None when at none, or when
+        it is not the latency that is minimised."""
+        if self.runner_up is None or self.objective != "latency":
+            return None
+        weights, columns = self.conditions.weights(), self.rows.columns
+        apart = weights * (columns[:, self.row] - columns[:, self.runner_up])
+        uplink = float(apart[POSITION[Stage.UPLINK]])
+        rest = float(apart.sum()) - uplink
+        share = -uplink / rest if rest else 0.0
+        return self.conditions.uplink_bps / 1e6 * share if share > 0 else None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: the decision, its stages, the runner-up, and the inputs with their ages."""
         runner_up = None
@@ -135,9 +152,12 @@ class Decision:
             "cost": _plain(self.cost),
             "unit": self.unit,
             "unmet": self.unmet,
+            "objective": self.objective,
+            "calibration": self.calibration,
             "energy_mj": None if self.power is None else _plain(self.energy_mj or 0.0),
             "runner_up": runner_up,
             "margin": _plain(self.margin),
+            "switch_uplink_mbps": self.switch_uplink_mbps,
             "reason": self.reason,
             "decided_ms": _plain(self.decided_ms),
             "conditions": {name: _plain(value) for name, value in self.conditions.as_dict().items()},

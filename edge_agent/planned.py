@@ -16,6 +16,7 @@ from shared.codec import Codec
 from shared.errors import PlanError
 from shared.plan.constraints import Constraints, constrain
 from shared.plan.energy import Power
+from shared.plan.explain import Explanation, explain, objective_name
 from shared.plan.gate import Gate
 from shared.plan.latency import Conditions
 from shared.plan.objective import Latency, Objective, Scores
@@ -80,11 +81,14 @@ class PlannedModel:
         self._constraints = constraints
         metered = constraints.max_uplink_bytes
         self._most_bytes = math.inf if metered is None else metered
+        self._local_is_last_resort = constraints.cut not in (None, len(graph.units))
         self._gate = gate
         self._power = power
         self._cloud_unit_ms: tuple[float, ...] = ()
         self._wide_cuts: tuple[Cut, ...] = ()
         self._card_problem = "no cloud has offered this network"
+        if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
+            self._check_pinned_cut()
         self._rebuild()
         self._pinned: tuple[Cut, Codec] | None = None
         self._decided_under: Conditions | None = None
@@ -151,10 +155,18 @@ class PlannedModel:
         self._valid_until_ms = -math.inf
 
     def _rebuild(self) -> None:
-        self._menu = self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
         cuts = (*self.graph.cuts, *self._wide_cuts)
-        rows = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu, cuts)
-        self.rows, self.excluded = constrain(rows, self.graph, self._constraints, self._gate)
+        self._candidates = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu, cuts)
+        self.rows, self.excluded = constrain(self._candidates, self.graph, self._constraints, self._gate)
+
+    @property
+    def _menu(self) -> tuple[Codec, ...]:
+        return self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
+
+    def _check_pinned_cut(self) -> None:
+        """Constraints do not depend on times: any cloud will do."""
+        rows = build_rows(self.graph, self._profile, self._profile.unit_ms, self._menu)
+        constrain(rows, self.graph, self._constraints, self._gate)
 
     # -- what follows
 
@@ -233,10 +245,26 @@ class PlannedModel:
             return self.decision
         if pinned is not None:
             reason = "pinned"
-        decision = self._decide(link, conditions, scores, choice, reason, pinned, threshold, now_ms)
+        decision = self._decide(
+            link, conditions, scores, choice, reason, pinned, threshold, now_ms, objective
+        )
         if ordinary:
             self._batches[batch] = decision
         return decision
+
+    def explain(self, link: LinkState, now_ms: float) -> Explanation:
+        """Every candidate under the conditions of now."""
+        conditions, _ = self._conditions(link, now_ms)
+        return explain(
+            self._candidates,
+            self.graph,
+            conditions,
+            objective=self.objective,
+            constraints=self._constraints,
+            gate=self._gate,
+            power=self._power,
+            largest_message_bytes=link.max_message_bytes,
+        )
 
     def _decide(
         self,
@@ -248,6 +276,7 @@ class PlannedModel:
         previous: int | None,
         threshold: float,
         now_ms: float,
+        objective: Objective | None = None,
     ) -> Decision:
         rows, row = self.rows, choice.row
         cut = rows.cut_of(row)
@@ -261,6 +290,8 @@ class PlannedModel:
             cost=choice.cost,
             unit=scores.unit,
             unmet=scores.unmet,
+            objective=objective_name(objective or self.objective),
+            calibration=self._profile.key.calibration.partition(" ")[0],
             power=self._power,
             runner_up=choice.runner_up,
             margin=choice.margin,
@@ -279,12 +310,12 @@ class PlannedModel:
 
     def _scores(self, conditions: Conditions, link: LinkState, objective: Objective | None = None) -> Scores:
         scores = (objective or self.objective).score(self.rows, conditions)
-        largest = (
-            min(link.max_message_bytes, self._constraints.max_uplink_bytes or math.inf) / conditions.batch
-        )
-        if self.rows.largest_payload_bytes <= largest:
-            return scores
-        return scores._replace(cost=np.where(self.rows.payload_bytes > largest, np.inf, scores.cost))
+        largest = min(link.max_message_bytes, self._most_bytes) / conditions.batch
+        if self.rows.largest_payload_bytes > largest:
+            scores = scores._replace(cost=np.where(self.rows.payload_bytes > largest, np.inf, scores.cost))
+        if self._local_is_last_resort and np.isfinite(scores.cost[self.rows.remote]).any():
+            scores = scores._replace(cost=np.where(self.rows.remote, scores.cost, np.inf))
+        return scores
 
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
         """The conditions now, and why the cloud cannot be used when it cannot."""

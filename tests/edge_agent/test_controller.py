@@ -675,6 +675,68 @@ def test_constraints_hold_whatever_the_link_does() -> None:
         world.controller.pin("net", 1, Codec.UINT8_LZ4)
 
 
+def test_a_pinned_cut_is_used_whatever_it_costs_while_there_is_a_cloud() -> None:
+    world = planned_for(constraints=Constraints(cut=3))
+    for rate in (1e4, 1e9):
+        world.uplink_bps = rate
+        for _ in range(3):
+            world.span()
+        for decision in (decide(world), decide(world, deadline_ms=1.0), decide(world, batch=2)):
+            assert decision.cut.index == 3
+        explanation = world.controller.explain("net", world.now_ms)
+        assert explanation.candidates[explanation.winner].cut == 3
+    world.controller.on_disconnected(world.now_ms)
+    assert decide(world).is_local
+
+
+def test_a_pin_that_breaks_a_constraint_is_refused_before_there_is_a_cloud() -> None:
+    constraints = Constraints(cut=3, input_never_leaves="unit7")
+    with pytest.raises(PlanError, match=r"cut 3 .* the nearest possible is cut 8"):
+        Controller(CloudLinkConfig()).add_model("net", GRAPH, PROFILE, 0.0, constraints=constraints)
+
+
+def test_the_explanation_is_of_the_decision() -> None:
+    world = planned_for(
+        objective=Energy(POWER),
+        constraints=Constraints(input_never_leaves="unit2", max_uplink_bytes=60_000),
+        power=POWER,
+    )
+    decision, explanation = decide(world), world.controller.explain("net", world.now_ms)
+    winner = explanation.candidates[explanation.winner]
+    assert (winner.cut, winner.codec, winner.cost) == (
+        decision.cut.index,
+        decision.codec_label,
+        pytest.approx(decision.cost),
+    )
+    assert explanation.objective == decision.objective == "energy"
+    assert winner.energy_mj == pytest.approx(decision.energy_mj)
+    assert {"input_never_leaves", "max_uplink_bytes"} <= explanation.exclusions.keys()
+    assert len(explanation.candidates) > len(decision.rows)
+
+
+@pytest.mark.parametrize("uplink_mbps", [2.0, 9.0, 100.0])
+def test_at_the_uplink_of_the_switch_the_runner_up_is_as_fast(uplink_mbps: float) -> None:
+    world = World(uplink_bps=uplink_mbps * 1e6).connect()
+    for _ in range(3):
+        world.span()
+        world.controller.on_rtt(10.0, world.now_ms)
+    decision = decide(world)
+    assert decision.runner_up is not None
+    before = decision.conditions
+    there = decision.switch_uplink_mbps
+    assert there == decision.as_dict()["switch_uplink_mbps"]
+    if there is None:
+        rates = [rate * 1e6 for rate in (1e-4, 1e-2, 1.0, 1e2, 1e6)]
+    else:
+        at = latency_ms(decision.rows, replace(before, uplink_bps=there * 1e6))
+        assert at[decision.row] == pytest.approx(at[decision.runner_up])
+        rates = []
+    for rate in rates:
+        at = latency_ms(decision.rows, replace(before, uplink_bps=rate))
+        assert at[decision.row] <= at[decision.runner_up]
+    assert decide(world, objective=Energy(POWER)).switch_uplink_mbps is None
+
+
 def test_a_gate_opens_the_menu_and_closes_what_fails_it() -> None:
     world = World(uplink_bps=8e6).connect()
     for _ in range(3):
