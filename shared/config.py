@@ -128,6 +128,10 @@ class PowerConfig(_Section):
     busy_w: float = Field(default=5.0, ge=0)
     idle_w: float = Field(default=1.5, ge=0)
     link: Literal["wired", "wifi", "lte", "3g", "lte-modern", "5g-low-band", "5g-mmwave"] = "wired"
+    meter: Literal["auto", "ina3221", "rapl", "model"] = Field(
+        default="auto", description="what tells a result's energy; auto: what the hardware has, else the model"
+    )
+    rail: str | None = Field(default=None, description="label of the Jetson rail to measure; None: the board")
 
     @model_validator(mode="after")
     def _idle_is_less(self) -> PowerConfig:
