@@ -24,7 +24,6 @@ from torch.export import Dim, ExportedProgram, export
 from shared.errors import CaptureError
 from shared.graph.captured import CapturedModel
 from shared.graph.digest import graph_digest
-from shared.graph.ir import Graph
 from shared.graph.run import load
 from shared.graph.translate import NonlinearSizeError, is_user_file, translate
 from shared.graph.tree import Tree, tree_of
@@ -152,7 +151,6 @@ class _Attempt:
             dynamic_batch=dynamic,
             captured_batch=max(self.batch_size, 1),
         )
-        self._require_wire_types(graph, sources)
         used = {key: weights[key] for key in graph.weights.values()}
         graph = graph.with_digest(graph_digest(graph, used))
         captured = CapturedModel(graph, used, sources)
@@ -177,21 +175,6 @@ class _Attempt:
                 return functional
         except Exception as error:
             raise _Rejected(f"cannot capture {self.name}: {_told(error)}") from error
-
-    def _require_wire_types(self, graph: Graph, sources: Mapping[int, str]) -> None:
-        for slot in graph.inputs:
-            if slot not in graph.values:
-                raise CaptureError(f"cannot capture {self.name}: an input has a dtype that cannot be sent")
-        if not graph.units:
-            raise CaptureError(f"cannot capture {self.name}: it computes nothing from its inputs")
-        for unit in graph.units:
-            for op in unit.ops:
-                for slot in op.written:
-                    if slot not in graph.values:
-                        raise CaptureError(
-                            f"cannot capture {self.name}: {op.target} makes a tensor of a dtype that cannot "
-                            f"be sent (complex numbers, 8-bit floats)\n  {sources[op.written[0]]}"
-                        )
 
     def _require_same_bits(self, captured: CapturedModel) -> None:
         """A graph that branches on its batch size, or that torch traced wrongly, must not get out."""

@@ -160,7 +160,7 @@ class _Translation:
             _refuse(node, f"{node.target.name()} (control flow or a region with other rules) cannot be cut")
         tensors = value if isinstance(value, (tuple, list)) else [value]
         if not any(isinstance(item, torch.Tensor) for item in tensors):
-            if isinstance(node.target, torch._ops.OpOverload) and "_local_scalar_dense" in str(node.target):
+            if str(node.target) in ("aten.item.default", "aten._local_scalar_dense.default"):
                 _refuse(node, "it reads a number out of a tensor, so what follows would depend on the data")
             return  # integers are functions of the batch size, assertions hold for every capture
         if not isinstance(node.target, torch._ops.OpOverload):
@@ -181,11 +181,17 @@ class _Translation:
             self.slots[node] = outputs[0]
         else:
             self.lists[node] = outputs
-        op = self._filled(node, value, outputs) or Op(
-            str(node.target),
-            tuple(self._arg(arg, node) for arg in node.args),
-            tuple((key, self._arg(node.kwargs[key], node)) for key in sorted(node.kwargs.keys() - _IGNORED)),
-            tuple(outputs),
+        op = (
+            self._filled(node, value, outputs)
+            or self._copied(node, outputs)
+            or Op(
+                str(node.target),
+                tuple(self._arg(arg, node) for arg in node.args),
+                tuple(
+                    (key, self._arg(node.kwargs[key], node)) for key in sorted(node.kwargs.keys() - _IGNORED)
+                ),
+                tuple(outputs),
+            )
         )
         if draws_random_numbers(op):
             _refuse(node, f"{op.target} draws random numbers, so device and cloud would differ")
@@ -227,6 +233,19 @@ class _Translation:
         dtype = EnumArg("dtype", spec.dtype.label)
         kwargs = (("device", EnumArg("device", value.device.type)), ("dtype", dtype))
         return Op("aten.full.default", (size, self._arg(fill, node)), kwargs, tuple(outputs))
+
+    def _copied(self, node: fx.Node, outputs: list[int]) -> Op | None:
+        """``copy(x, y)``, what writing y into a view becomes, needs x for its size only."""
+        source = node.args[1] if str(node.target) == "aten.copy.default" else None
+        if not isinstance(source, fx.Node) or source not in self.slots:
+            return None
+        before, after = self.values.get(self.slots[source]), self.values.get(outputs[0])
+        if before is None or after is None or (before.dims, before.dtype) != (after.dims, after.dtype):
+            return None
+        if after.order != tuple(range(len(after.order))):
+            return None
+        kwargs = (("memory_format", EnumArg("memory_format", "contiguous_format")),)
+        return Op("aten.clone.default", (Ref(self.slots[source]),), kwargs, tuple(outputs))
 
     def _arg(self, arg: Any, node: fx.Node) -> Arg:
         if isinstance(arg, fx.Node):

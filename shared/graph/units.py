@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from shared.errors import CaptureError
 from shared.graph.ir import UNUSED, Arg, EnumArg, Graph, Op, Ref, Unit
 from shared.graph.operators import (
     base_name,
@@ -69,10 +70,16 @@ def assemble(
     dynamic_batch: bool,
     captured_batch: int,
 ) -> tuple[Graph, dict[int, str]]:
-    """The canonical graph, and for the first output slot of every operator the user's line."""
+    """The canonical graph, and for the first output slot of every operator the user's line.
+
+    Raises CaptureError where a value that may have to travel has no wire dtype.
+    """
     ops = _without_dead(traced.ops, traced.outputs)
     preamble, rest = _split_preamble(ops, traced.weights)
+    _require_wire_types(name, rest, traced)
     groups = _grouped(rest, traced)
+    if not any(_works(item.op, traced.values) for group in groups for item in group):
+        raise CaptureError(f"cannot capture {name}: it computes nothing from its inputs")
     ordered = [*preamble, *(op for group in groups for op in group)]
     slots = _numbering(traced.inputs, [item.op for item in ordered], traced.weights, traced.outputs)
     renumbered = {id(item): _renumbered(item.op, slots) for item in ordered}
@@ -93,6 +100,19 @@ def assemble(
     )
     sources = {renumbered[id(item)].written[0]: item.source for item in ordered}
     return graph, sources
+
+
+def _require_wire_types(name: str, ops: Sequence[TracedOp], traced: TracedGraph) -> None:
+    for slot in (*traced.inputs, *traced.weights):
+        if slot not in traced.values:
+            what = traced.weights.get(slot, "an input")
+            raise CaptureError(f"cannot capture {name}: {what} has a dtype that cannot be sent")
+    for item in ops:
+        if any(slot not in traced.values for slot in item.op.written):
+            raise CaptureError(
+                f"cannot capture {name}: {item.op.target} makes a tensor of a dtype that cannot be sent "
+                f"(complex numbers, 8-bit floats)\n  {item.source}"
+            )
 
 
 def _without_dead(ops: Sequence[TracedOp], outputs: Sequence[int]) -> list[TracedOp]:
@@ -171,6 +191,11 @@ def _only_copies(op: Op, values: Mapping[int, SymbolicSpec]) -> bool:
     if source is None or result is None:
         return False
     return is_identity(op.target) and source.dtype == result.dtype
+
+
+def _works(op: Op, values: Mapping[int, SymbolicSpec]) -> bool:
+    """Whether it is more than a view or a copy."""
+    return not is_view(op.target) and not _only_copies(op, values)
 
 
 def _stage(op: Op) -> int:
@@ -279,10 +304,10 @@ def _heaviest(group: Sequence[TracedOp]) -> TracedOp:
 
 
 def _name(group: Sequence[TracedOp]) -> str:
-    path = _heaviest(group).path
-    working = [item for item in group if not (is_view(item.op.target) or is_identity(item.op.target))]
-    labels = dict.fromkeys(_label(item) for item in working or group)
-    return f"{path} {'+'.join(labels)}".strip()
+    heaviest = _heaviest(group)
+    free = [item for item in group if is_view(item.op.target) or is_identity(item.op.target)]
+    labels = dict.fromkeys(_label(item) for item in group if item is heaviest or item not in free)
+    return f"{heaviest.path} {'+'.join(labels)}".strip()
 
 
 def _label(item: TracedOp) -> str:
