@@ -119,8 +119,8 @@ def gap_of(rows: Rows, network: Network, at: Conditions) -> solver.Gap:
 
 def test_the_gap_is_what_the_missing_candidates_cost() -> None:
     graph = chain([40_000, 20_000, 4_000, 10], DType.FLOAT32)
-    network = (graph, profile_of(graph, [20.0, 20.0, 20.0]), (2.0, 2.0, 2.0))
-    at = Conditions(5e5, 10.0)
+    network = (graph, profile_of(graph, [10.0, 20.0, 90.0]), (1.0, 2.0, 9.0))
+    at = Conditions(2e6, 10.0)
     full = build_rows(*network, MENU)
     assert gap_of(full, network, at).share == pytest.approx(0.0, abs=solver.RESOLUTION)
     ends = full.select(full.cut == 0)
