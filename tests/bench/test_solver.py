@@ -141,7 +141,7 @@ def test_a_judge_that_is_worse_than_a_candidate_makes_the_bench_unsound(
     monkeypatch.setattr(solver, "Judge", Wrong)
     bench = Bench("solver", ["--quick"])
     network = nas_network(20, 0)
-    solver.examine(bench, "nas-20", network.graph, network.profile, 5, 3)
+    solver.examine(bench, "nas-20", "nas-20.0", network.graph, network.profile, 5, 3)
     assert "missed the optimum" in bench.problems[0]
 
 
@@ -159,13 +159,13 @@ def test_the_bench_reports_by_its_contract(tmp_path: Path, monkeypatch: pytest.M
     assert solver.main([*arguments, "--cache-dir", str(tmp_path)]) == 0
     document = json.loads(path.read_text())
     assert document["sound"]
-    assert [row["network"] for row in document["rows"]] == ["senna-pos", "nas-20"]
+    assert [row["network"] for row in document["rows"]] == ["senna-pos", "nas-20.0"]
     for row in document["rows"]:
         assert row["candidates"] >= row["units"] * 3
         assert len(row["samples_us"]) == document["config"]["events"]
         assert len(row["gaps"]) == document["config"]["conditions"]
-        assert 0 < row["resolve_p50_us"] <= row["resolve_p99_us"]
-        assert row["gap_mean_percent"] <= row["gap_worst_percent"]
+        assert 0 < row["p50_us"] <= row["p99_us"]
+        assert row["gap_percent"] <= row["worst_percent"]
     names = [target["name"] for target in document["targets"]]
     assert names[0] == "re-solve p99, slowest of the zoo (senna-pos)"
     assert [target["target"] for target in document["targets"]] == [100.0, 0.0, 0.1]
