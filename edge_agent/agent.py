@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -21,17 +20,24 @@ from typing import Any, Protocol
 
 from edge_agent.controller import Controller
 from edge_agent.decision import Decision
+from edge_agent.estimate import MIN_SPAN_BYTES
+from edge_agent.goals import constraints_of, objective_of, power_of, requested_objective
 from edge_agent.link import CloudLink, LinkState
 from edge_agent.local_api import LocalApi
-from edge_agent.pipeline import Pipeline, Served
+from edge_agent.pipeline import Pipeline
+from edge_agent.power import choose_meter
+from edge_agent.registration import Progress, register
 from edge_agent.requests import RequestTable
 from edge_agent.result import Result
 from edge_agent.runner import Runner
+from edge_agent.served import Served
+from edge_agent.widening import Widening
 from shared.codec import Codec
 from shared.config import AgentConfig, ModelConfig, load_config
-from shared.errors import ConfigError, InternalError, UnknownModelError
-from shared.graph import Graph
-from shared.models import Model, resolve
+from shared.errors import ConfigError, InternalError, PlanError, UnknownModelError
+from shared.graph import Cut, Graph
+from shared.models import Model
+from shared.plan.explain import Explanation
 from shared.wire.messages import Hello, ModelOffer
 
 __all__ = ["EdgeAgent", "Progress"]
@@ -39,15 +45,10 @@ __all__ = ["EdgeAgent", "Progress"]
 log = logging.getLogger("suture.agent")
 
 _FIRST_CONTACT_S = 1.0
-"""How long the start waits for the gateway's first word, so that the first request can already use it."""
+"""How long the start waits for the gateway, the first probe and the first load report, so that the first
+request is planned on what was measured instead of what is assumed."""
 
 _DRAIN_S = 2.0
-
-
-class Progress(Protocol):
-    """Told of slow steps while starting: ``done`` of ``total`` parts of ``step`` for ``model``."""
-
-    def __call__(self, model: str, step: str, done: int, total: int) -> None: ...
 
 
 class RunnerFactory(Protocol):
@@ -73,13 +74,15 @@ class EdgeAgent:
     ) -> None:
         self.config = config
         self.models: dict[str, Model] = {}
-        self._codecs = {model.name: _codecs(model) for model in config.models}
+        self._constraints = {model.name: constraints_of(model) for model in config.models}
+        self._power = power_of(config.power)
         self._runner_factory = runner_factory
         self._serve = serve
         self._progress = progress
         self._group = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline
+        self._widening: Widening
         self._link: CloudLink
         self.runner: Runner
 
@@ -107,7 +110,14 @@ class EdgeAgent:
             stack.push_async_callback(self.runner.close)
             table = RequestTable(self.config.max_in_flight, self.config.max_in_flight_bytes)
             controller = Controller(self.config.cloud)
-            self._pipeline = Pipeline(self.runner, controller, table, self._spawn)
+            choice = choose_meter(self.config.power.meter, self._power, self.config.power.rail)
+            stack.callback(choice.meter.close)
+            log.info("power: %s", choice.why)
+            self._pipeline = Pipeline(self.runner, controller, table, self._spawn, choice.meter)
+            self._widening = Widening(
+                controller, self.runner, self.config.cache_dir, self._pipeline.now_ms, self._pipeline.idle
+            )
+            self._pipeline.on_offer = self._widening.on_card
             for model in self.config.models:
                 await self._load(model)
             self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline)
@@ -120,14 +130,18 @@ class EdgeAgent:
             loops = [
                 self._spawn(self._link.run(), "link"),
                 self._spawn(self._pipeline.run_timers(), "timers"),
+                self._spawn(self._widening.run(), "wide cuts"),
             ]
             if local is not None:
                 loops.append(self._spawn(local.run(), "local api"))
             stack.push_async_callback(self._stop, loops)
             try:
-                await asyncio.wait_for(self._link.first_contact.wait(), _FIRST_CONTACT_S)
+                await asyncio.wait_for(self._first_contact(), _FIRST_CONTACT_S)
             except TimeoutError:
-                log.warning("cloud: no answer from %s yet; going on without it", self.config.cloud.gateway)
+                if not self._link.online:
+                    log.warning(
+                        "cloud: no answer from %s yet; going on without it", self.config.cloud.gateway
+                    )
             self._stack = stack.pop_all()
         return self
 
@@ -140,22 +154,41 @@ class EdgeAgent:
         await self._stack.__aexit__(kind, error, trace)
 
     async def infer(
-        self, model: str, /, *args: Any, deadline_ms: float | None = None, **kwargs: Any
+        self,
+        model: str,
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        objective: str | Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Result:
-        """Run a network on numpy arrays or torch tensors, wherever that is fastest now.
+        """Run a network on numpy arrays or torch tensors, wherever that is best now.
 
         ``args`` and ``kwargs`` are the call that the network was captured with, at any batch size it
-        takes; they must not change before the answer.  Ends by the deadline (the model's own when None)
-        in a Result or in UnknownModelError, InputMismatchError, OverloadedError, DeadlineError or
-        InternalError.  Cancelling withdraws the work on the device and in the cloud.
+        takes; they must not change before the answer.  ``objective`` says what is best, as a name or as
+        the keys of ``objective:`` in the configuration; the model's own when None.  Ends by the deadline
+        (the model's own when None) in a Result or in UnknownModelError, InputMismatchError, PlanError for
+        an objective that is none or that sets a limit which cannot be kept now, OverloadedError,
+        DeadlineError or InternalError.  Cancelling withdraws the work on the device and in the cloud.
         """
-        return await self._pipeline.infer(self._served(model), args, kwargs, deadline_ms)
+        wanted = None if objective is None else requested_objective(objective, self._power)
+        return await self._pipeline.infer(self._served(model), args, kwargs, deadline_ms, wanted)
 
     def decision(self, model: str) -> Decision:
         """What would be decided for a request now."""
         return self._pipeline.controller.decide(self._served(model).name, self._pipeline.now_ms())
 
-    def pin(self, model: str, cut: int, codec: Codec = Codec.FLOAT32) -> None:
+    def explain(self, model: str) -> Explanation:
+        """Why: every candidate stage by stage under the conditions of now, the optimum and the runner-up,
+        what is excluded and the reason, and where the next switches lie.  Takes milliseconds."""
+        return self._pipeline.controller.explain(self._served(model).name, self._pipeline.now_ms())
+
+    def prediction_error(self, model: str) -> float | None:
+        """The median of |predicted - measured| / measured latency over the network's last requests; None
+        before the first."""
+        return self._pipeline.controller.prediction_error(self._served(model).name)
+
+    def pin(self, model: str, cut: int | Cut, codec: Codec = Codec.FLOAT32) -> None:
         """Use this cut and codec whenever the cloud is there.  Raises PlanError when there is no such."""
         self._pipeline.controller.pin(self._served(model).name, cut, codec)
 
@@ -194,32 +227,36 @@ class EdgeAgent:
 
     # start and stop
 
-    async def _load(self, config: ModelConfig) -> None:
-        name = config.name
-        self._report(name, "capture", 0, 1)
-        model = await self.runner.call(partial(resolve, config, self.config.cache_dir))
-        graph = await self.runner.load(name, model.captured)
-        profile = await self.runner.profile(
-            name,
-            model.example,
-            cache_dir=self.config.cache_dir,
-            repeats=self.config.profile_repeats,
-            progress=partial(self._report, name, "profile"),
-        )
-        self.models[name] = model
-        self._pipeline.models[name] = Served(name, graph, config.deadline_ms)
-        self._pipeline.controller.add_model(
-            name,
-            graph,
-            profile,
-            self._pipeline.now_ms(),
-            codecs=self._codecs[name],
-            hysteresis=config.hysteresis,
-        )
+    async def _first_contact(self) -> None:
+        cloud = self.config.cloud
+        await self._link.first_contact.wait()
+        if self._link.online:
+            await self._pipeline.timed.wait()
+        if self._link.online and cloud.probe_bytes >= MIN_SPAN_BYTES:
+            await self._pipeline.measured.wait()
+        if self._link.online and (cloud.load_feed or self._pipeline.load_endpoint):
+            await self._pipeline.loaded.wait()
 
-    def _report(self, model: str, step: str, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(model, step, done, total)
+    async def _load(self, config: ModelConfig) -> None:
+        name, constraints = config.name, self._constraints[config.name]
+        registered = await register(self.runner, config, self.config, self._progress)
+        self.models[name] = registered.model
+        self._pipeline.models[name] = Served(name, registered.graph, config.deadline_ms)
+        try:
+            self._pipeline.controller.add_model(
+                name,
+                registered.graph,
+                registered.profile,
+                self._pipeline.now_ms(),
+                hysteresis=config.hysteresis,
+                objective=objective_of(config.objective, self._power),
+                constraints=constraints,
+                gate=registered.gate,
+                power=self._power,
+            )
+        except PlanError as error:
+            raise ConfigError(f"model {name}: {error}") from error
+        self._widening.add(name, registered, constraints)
 
     def _hello(self) -> Hello:
         offers = [
@@ -257,12 +294,3 @@ class EdgeAgent:
         self._link.close()
         for loop in loops:
             loop.cancel()
-
-
-def _codecs(config: ModelConfig) -> list[Codec] | None:
-    if config.codecs is None:
-        return None
-    try:
-        return [Codec.from_label(label) for label in config.codecs]
-    except ValueError as error:
-        raise ConfigError(f"model {config.name}: codecs: {error}") from None

@@ -13,7 +13,7 @@ import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,6 +87,70 @@ def profile(
     from edge_agent.commands import profile_models
 
     print(profile_models(settings, model or [], as_json=as_json))
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Only this network; may repeat.")
+    ] = None,
+    uplink_mbps: Annotated[
+        float | None, typer.Option(metavar="B", help="Plan for this uplink.", show_default=False)
+    ] = None,
+    rtt_ms: Annotated[
+        float | None, typer.Option(metavar="R", help="Plan for this round trip.", show_default=False)
+    ] = None,
+    wait_ms: Annotated[
+        float | None, typer.Option(metavar="W", help="Plan for this wait in the queue.", show_default=False)
+    ] = None,
+    slowdown: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Plan for a cloud this much slower.", show_default=False),
+    ] = None,
+    cloud_factor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Ask no gateway: assume a cloud X times as fast as this device.",
+            show_default=False,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="O", help="latency, energy, throughput, or a mapping as in the configuration."),
+    ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="FILE", help="Draw the winners over uplink and load (.svg, .png)."),
+    ] = None,
+    map_load: Annotated[
+        Literal["wait", "slowdown"], typer.Option("--map-load", help="The load that the map is over.")
+    ] = "wait",
+    show_all: Annotated[bool, typer.Option("--all", help="Show every candidate, also the excluded.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where the networks would be cut, what each candidate costs stage by stage, and why.
+
+    The link and the load are measured at the gateway where it answers; what is given here replaces them.
+    """
+    from shared.config import AgentConfig, load_config
+
+    settings = load_config(AgentConfig, _required(config))
+    from edge_agent.plan_command import WhatIf, plan_models
+
+    asked = WhatIf(uplink_mbps, rtt_ms, wait_ms, slowdown, cloud_factor, objective)
+    print(
+        plan_models(
+            settings,
+            model or [],
+            asked,
+            show_all=show_all,
+            as_json=as_json,
+            map_file=map_file,
+            map_load="slowdown" if map_load == "slowdown" else "wait_ms",
+        )
+    )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -94,7 +95,13 @@ class Client:
         self._close()
 
     async def infer(
-        self, model: str, /, *args: Any, deadline_ms: float | None = None, **kwargs: Any
+        self,
+        model: str,
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        objective: str | Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Result:
         """As :meth:`edge_agent.EdgeAgent.infer`, through the agent's process.
 
@@ -106,7 +113,13 @@ class Client:
         began_s = loop.time()
         tree, tensors, payloads = pack_tree((args, kwargs))
         request_id = next(self._ids)
-        header = LocalInfer(model=model, tensors=tensors, tree=tree, deadline_ms=deadline_ms)
+        header = LocalInfer(
+            model=model,
+            tensors=tensors,
+            tree=tree,
+            deadline_ms=deadline_ms,
+            objective=dict(objective) if isinstance(objective, Mapping) else objective,
+        )
         if not self._connected.is_set() or not self._send(header, payloads, request_id):
             raise UnavailableError(
                 f"the agent at {self.endpoint} is gone or does not keep up; try again later"
@@ -196,4 +209,6 @@ def _result_of(message: Message) -> Result:
         breakdown=header.breakdown,
         decision=header.decision or {},
         fallback=header.fallback or None,
+        energy_mj=header.energy_mj,
+        meter=header.meter,
     )

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
-from shared.config import AgentConfig, ModelSource
+from shared.calibration import calibrate
+from shared.config import AgentConfig, ModelConfig, ModelSource
 from shared.errors import UnknownModelError
 from shared.graph import Graph, save_bundle
 from shared.models import resolve
@@ -55,7 +56,7 @@ def profile_models(config: AgentConfig, names: list[str], *, as_json: bool = Fal
     return "\n\n".join(_table(graph, profile) for graph, profile in profiles)
 
 
-async def _profiles(config: AgentConfig, sources: list[ModelSource]) -> list[tuple[Graph, Profile]]:
+async def _profiles(config: AgentConfig, sources: list[ModelConfig]) -> list[tuple[Graph, Profile]]:
     runner = Runner(config.device, config.threads)
     profiles = []
     try:
@@ -63,9 +64,10 @@ async def _profiles(config: AgentConfig, sources: list[ModelSource]) -> list[tup
             for source in sources:
                 model = await runner.call(partial(resolve, source, config.cache_dir))
                 graph = await runner.load(source.name, model.captured)
+                calibration = await runner.call(partial(calibrate, model, source.calibration))
                 profile = await runner.profile(
                     source.name,
-                    model.example,
+                    calibration,
                     cache_dir=config.cache_dir,
                     repeats=config.profile_repeats,
                     progress=partial(progress, source.name, "profile"),

@@ -9,6 +9,7 @@ import os
 import socket as sockets
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -40,7 +41,13 @@ _LONGEST_PATH = 107  # sun_path less its closing zero
 
 class _Infers(Protocol):
     async def infer(
-        self, model: str, /, *args: Any, deadline_ms: float | None = None, **kwargs: Any
+        self,
+        model: str,
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        objective: str | Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Result: ...
 
 
@@ -135,7 +142,13 @@ class LocalApi:
         client, request_id = key
         header = message.header
         try:
-            result = await self._agent.infer(header.model, *args, deadline_ms=header.deadline_ms, **kwargs)
+            result = await self._agent.infer(
+                header.model,
+                *args,
+                deadline_ms=header.deadline_ms,
+                objective=header.objective,
+                **kwargs,
+            )
         except SutureError as error:
             self._reply(client, request_id, error_reply(error))
             return
@@ -155,6 +168,8 @@ class LocalApi:
                 breakdown=dict(result.breakdown),
                 decision=dict(result.decision),
                 fallback=result.fallback or "",
+                energy_mj=result.energy_mj,
+                meter=result.meter,
             ),
             payloads,
         )

@@ -9,30 +9,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from edge_agent.controller import Controller
-from edge_agent.decision import Decision
-from edge_agent.link import CloudLink, LinkState
-from edge_agent.requests import (
+from edge_agent.accounting import Request, cloud_stages
+from edge_agent.actions import (
     Action,
     Complete,
     Decode,
     Fail,
     FinishLocally,
     Phase,
-    RequestTable,
     RunPrefix,
     Send,
-    Source,
     StopLocal,
 )
-from edge_agent.result import Result, Where, breakdown
-from edge_agent.runner import Answer, Prefix, Runner, Stopped, Work, to_numpy
+from edge_agent.controller import Controller
+from edge_agent.decision import Decision
+from edge_agent.link import CloudLink, LinkState
+from edge_agent.power import PowerMeter
+from edge_agent.requests import RequestTable
+from edge_agent.result import Result
+from edge_agent.runner import Runner, Stopped, Work
+from edge_agent.served import Served
 from shared.codec import Codec
 from shared.errors import (
     CodecError,
@@ -42,13 +42,12 @@ from shared.errors import (
     SutureError,
     UnavailableError,
 )
-from shared.graph import Graph
+from shared.plan.objective import Objective
 from shared.plan.stages import Stage
-from shared.tensor import DType, Shape
 from shared.wire import SET_CUT, Message
 from shared.wire.messages import Card, Infer, Limits, LoadReport, ModelCard
 
-__all__ = ["Pipeline", "Served"]
+__all__ = ["Pipeline"]
 
 log = logging.getLogger("suture.agent")
 
@@ -62,38 +61,6 @@ class Spawn(Protocol):
     def __call__(self, coroutine: Coroutine[Any, Any, None]) -> object: ...
 
 
-@dataclass(slots=True)
-class Served:
-    """One network on this device.  ``index`` is its number at the gateway, None while it is not offered."""
-
-    name: str
-    graph: Graph
-    deadline_ms: float
-    index: int | None = None
-    complaint: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    request_id: int
-    served: Served
-    decision: Decision
-    leaves: Sequence[Any] | None
-    batch: int
-    started_ms: float
-    ended: asyncio.Future[Complete]
-    work: Work = field(default_factory=Work)
-    prefix: Prefix | None = None
-    sent_bytes: int = 0
-    queued_bytes: int = 0
-    sent_ms: float = 0.0
-    answered_ms: float = 0.0
-    message: Message | None = None
-    decoded: Answer | None = None
-    finish_began_ms: float = 0.0
-    finished: Answer | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class _Late:
     """What is kept of a request that ended without its answer, to learn from the answer when it comes."""
@@ -105,17 +72,35 @@ class _Late:
 class Pipeline:
     """The running state of an agent.  Everything here happens on the event loop, except compute."""
 
-    def __init__(self, runner: Runner, controller: Controller, table: RequestTable, spawn: Spawn) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        controller: Controller,
+        table: RequestTable,
+        spawn: Spawn,
+        meter: PowerMeter,
+    ) -> None:
         self.controller = controller
         self.table = table
+        self.on_offer: Callable[[ModelCard], None] = lambda offer: None
+        """Told of every network on a card of the gateway, after the controller."""
         self.models: dict[str, Served] = {}
         self.limits = Limits()
         self.link: CloudLink | None = None
+        self.measured = asyncio.Event()
+        """Set once the gateway has measured the uplink."""
+        self.timed = asyncio.Event()
+        """Set once a round trip was measured."""
+        self.loaded = asyncio.Event()
+        """Set once the cloud's load is known."""
+        self.load_endpoint = ""
+        """Where the gateway says that its load feed is."""
         self._runner = runner
         self._spawn = spawn
+        self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Request] = {}
         self._late: dict[int, _Late] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -132,18 +117,24 @@ class Pipeline:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         deadline_ms: float | None,
+        objective: Objective | None = None,
     ) -> Result:
         """The answer, or a SutureError, by the deadline.  Cancelling withdraws the work everywhere."""
         started_ms = self.now_ms()
-        leaves = served.graph.flatten(args, kwargs)
-        shapes = [_form_of(leaf) for leaf in leaves]
-        batch = served.graph.check_inputs(shapes)
+        leaves, batch, input_bytes = served.check(args, kwargs)
         budget_ms = served.deadline_ms if deadline_ms is None else deadline_ms
         decision = self.controller.decide(
-            served.name, started_ms, budget_ms - self._runner.queued_ms(), batch
+            served.name, started_ms, budget_ms - self._runner.queued_ms(), batch, objective
         )
-        request = _Request(
-            next(self._ids), served, decision, leaves, batch, started_ms, self._loop.create_future()
+        request = Request(
+            next(self._ids),
+            served,
+            decision,
+            leaves,
+            batch,
+            started_ms,
+            self._loop.create_future(),
+            self._meter.start(),
         )
         actions = self.table.submit(
             request.request_id,
@@ -152,7 +143,7 @@ class Pipeline:
             on_device=decision.is_local,
             rest_ms=_rest_ms(decision),
             answer_ms=decision.remote_ms,
-            held_bytes=sum(_nbytes(form) for form in shapes),
+            held_bytes=input_bytes,
         )
         self._requests[request.request_id] = request
         self._idle.clear()
@@ -178,6 +169,10 @@ class Pipeline:
         except TimeoutError:
             self.abandon(UnavailableError("the agent stopped before this request ended; send it again later"))
             await self._idle.wait()
+
+    async def idle(self) -> None:
+        """Returns once no request is in flight."""
+        await self._idle.wait()
 
     def abandon(self, error: SutureError) -> None:
         """End every request that is in flight with this error."""
@@ -214,7 +209,7 @@ class Pipeline:
         due_ms = self.table.next_tick_ms(self.now_ms(), self._runner.queued_ms())
         self._timer = None if due_ms is None else self._loop.call_at(due_ms / 1000.0, self._due.set)
 
-    async def _run_prefix(self, request: _Request) -> None:
+    async def _run_prefix(self, request: Request) -> None:
         decision = request.decision
         predicted = decision.predicted
         leaves, request.leaves = request.leaves or (), None
@@ -240,7 +235,7 @@ class Pipeline:
             )
         )
 
-    def _send(self, request: _Request, budget_ms: float) -> None:
+    def _send(self, request: Request, budget_ms: float) -> None:
         decision, prefix, served = request.decision, request.prefix, request.served
         assert prefix is not None
         assert self.link is not None
@@ -274,12 +269,12 @@ class Pipeline:
         else:
             self._perform(self.table.send_failed(request.request_id))
 
-    def _finish_locally(self, request: _Request) -> None:
+    def _finish_locally(self, request: Request) -> None:
         self._note_overdue(request)
         request.work = Work()
         self._spawn(self._finish(request, request.work))
 
-    async def _finish(self, request: _Request, work: Work) -> None:
+    async def _finish(self, request: Request, work: Work) -> None:
         assert request.prefix is not None
         request.finish_began_ms = self.now_ms()
         try:
@@ -297,7 +292,7 @@ class Pipeline:
             return
         self._perform(self.table.local_done(request.request_id))
 
-    async def _decode(self, request: _Request) -> None:
+    async def _decode(self, request: Request) -> None:
         assert request.prefix is not None
         assert request.message is not None
         message = request.message
@@ -319,7 +314,7 @@ class Pipeline:
 
     # the end of a request
 
-    def _release(self, request: _Request) -> None:
+    def _release(self, request: Request) -> None:
         """Whatever way it ended: nothing of it runs or is held any more."""
         request_id = request.request_id
         phase = self.table.phase(request_id)
@@ -339,55 +334,20 @@ class Pipeline:
             self._idle.set()
         self._set_timer()
 
-    def _note_overdue(self, request: _Request) -> None:
+    def _note_overdue(self, request: Request) -> None:
         """Tell the planner of a request that was sent and has no answer yet."""
         if request.sent_ms and not request.answered_ms:
             now_ms = self.now_ms()
             elapsed_ms = now_ms - request.sent_ms
             self.controller.on_overdue(request.decision, elapsed_ms, now_ms, request.queued_bytes)
 
-    def _result(self, request: _Request, complete: Complete) -> Result:
-        served, decision, prefix = request.served, request.decision, request.prefix
-        assert prefix is not None
-        stages: dict[str, float] = {
-            Stage.QUEUE: prefix.wait_ms,
-            Stage.DEVICE: prefix.compute_ms,
-            Stage.ENCODE: prefix.encode_ms,
-        }
-        outputs = prefix.outputs
-        where = Where.DEVICE
-        if complete.source is Source.CLOUD:
-            assert request.decoded is not None
-            where = Where.SPLIT if decision.cut.edge_units else Where.CLOUD
-            outputs = request.decoded.outputs
-            stages |= _cloud_stages(request.message, request.answered_ms - request.sent_ms)
-            stages[Stage.RESULT_DECODE] = request.decoded.wait_ms + request.decoded.compute_ms
-        elif complete.fallback is not None:
-            assert request.finished is not None
-            where = Where.DEVICE_FALLBACK
-            outputs = request.finished.outputs
-            if request.sent_ms:
-                stages["gave_up_after"] = request.finish_began_ms - request.sent_ms
-            stages[Stage.QUEUE] += request.finished.wait_ms
-            stages[Stage.DEVICE] += request.finished.compute_ms
-        arrays = [to_numpy(outputs[slot]) for slot in served.graph.outputs]
+    def _result(self, request: Request, complete: Complete) -> Result:
         now_ms = self.now_ms()
-        kept = breakdown(now_ms - request.started_ms, stages)
+        result = request.result(complete, now_ms, self._meter)
         if complete.fallback is None:
-            measured = {Stage(name): ms for name, ms in kept.items()}
-            self.controller.on_timings(decision, measured, now_ms)
-        return Result(
-            outputs=served.graph.unflatten(arrays),
-            where=where,
-            cut_index=decision.cut.index,
-            cut=decision.cut.name,
-            codec="" if decision.is_local else decision.codec.label,
-            uplink_bytes=request.sent_bytes,
-            latency_ms=now_ms - request.started_ms,
-            breakdown=kept,
-            decision=decision.as_dict(),
-            fallback=complete.fallback,
-        )
+            measured = {Stage(name): ms for name, ms in result.breakdown.items()}
+            self.controller.on_timings(request.decision, measured, now_ms)
+        return result
 
     # what the link reports
 
@@ -406,19 +366,15 @@ class Pipeline:
 
     def on_card(self, card: Card) -> None:
         now_ms = self.now_ms()
-        self.limits = card.limits
+        self.limits, self.load_endpoint = card.limits, card.load_endpoint
         self.controller.on_limits(card.limits, now_ms)
         offers = {model.name: model for model in card.models}
         for served in self.models.values():
             offer = offers.get(served.name)
-            complaint = _complaint(served, offer)
-            # A card without a digest: no replica has loaded the network yet, another card will follow.
-            served.index = offer.index if offer and offer.digest and not complaint else None
-            if complaint and complaint != served.complaint:
-                log.error("%s", complaint)
-            served.complaint = complaint
+            served.on_offer(offer)
             if offer is not None:
                 self.controller.on_card(offer, now_ms)
+                self.on_offer(offer)
         self.table.connected(
             max_in_flight=card.limits.max_in_flight, max_in_flight_bytes=card.limits.max_in_flight_bytes
         )
@@ -432,7 +388,7 @@ class Pipeline:
         if request is not None and actions:
             request.answered_ms, request.message = now_ms, message
         elif late is not None:
-            stages = _cloud_stages(message, now_ms - late.sent_ms)
+            stages = cloud_stages(message, now_ms - late.sent_ms)
             measured = {Stage(name): ms for name, ms in stages.items()}
             self.controller.on_timings(late.decision, measured, now_ms)
         self._perform(actions)
@@ -449,12 +405,16 @@ class Pipeline:
 
     def on_span(self, span_bytes: int, span_ms: float) -> None:
         self.controller.on_span(span_bytes, span_ms, self.now_ms())
+        if self.controller.link(self.now_ms()).measured:
+            self.measured.set()
 
     def on_rtt(self, rtt_ms: float) -> None:
         self.controller.on_rtt(rtt_ms, self.now_ms())
+        self.timed.set()
 
     def on_load(self, report: LoadReport) -> None:
         self.controller.on_load(report, self.now_ms())
+        self.loaded.set()
 
     def uplink_bps(self) -> float:
         return self.controller.link(self.now_ms()).uplink_bps
@@ -466,29 +426,6 @@ class Pipeline:
         self.controller.on_probe_sent(probe_bytes, self.now_ms())
 
 
-def _cloud_stages(message: Message | None, elapsed_ms: float) -> dict[str, float]:
-    """From sending to the answer, as the cloud reports it; what it does not account for is the network.
-
-    The cloud's clock may run a little fast: its durations are scaled down rather than sum to more.
-    """
-    assert message is not None
-    header = message.header
-    timings = header.timings
-    stages: dict[str, float] = {
-        Stage.UPLINK: header.span_ms,
-        Stage.NETWORK: 0.0,
-        Stage.WAIT: header.queue_ms + timings.wait_ms,
-        Stage.DECODE: timings.decode_ms,
-        Stage.CLOUD: timings.compute_ms,
-        Stage.RESULT_ENCODE: timings.encode_ms,
-    }
-    told_ms = sum(stages.values())
-    if told_ms > elapsed_ms:
-        return {stage: ms * elapsed_ms / told_ms for stage, ms in stages.items()}
-    stages[Stage.NETWORK] = elapsed_ms - told_ms
-    return stages
-
-
 def _rest_ms(decision: Decision) -> float:
     """Predicted device time of the units above the cut."""
     rows, conditions = decision.rows, decision.conditions
@@ -496,36 +433,7 @@ def _rest_ms(decision: Decision) -> float:
     return max(units_ms, 0.0) * conditions.device * conditions.batch
 
 
-def _form_of(leaf: Any) -> tuple[DType, Shape]:
-    """The dtype and shape of a numpy array, a torch tensor or a number, without converting it."""
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        raise InputMismatchError(f"inputs are numpy arrays or torch tensors, not {type(leaf).__name__}")
-    try:
-        return DType.from_label(str(leaf.dtype)), tuple(leaf.shape)
-    except KeyError:
-        known = ", ".join(dtype.label for dtype in DType)
-        raise InputMismatchError(f"tensors of {leaf.dtype} are not supported; those are: {known}") from None
-
-
-def _nbytes(form: tuple[DType, Shape]) -> int:
-    dtype, shape = form
-    return int(dtype.itemsize * np.prod(shape, dtype=np.int64))
-
-
-def _complaint(served: Served, offer: ModelCard | None) -> str:
-    """Why the cloud is not to be used for this network, for a person; '' when it may be."""
-    name, here = served.name, served.graph.digest
-    if offer is None:
-        return f"the gateway does not serve {name}; it runs on the device alone"
-    if offer.digest and offer.digest != here:
-        return (
-            f"device and cloud hold different networks under the name {name}: {here} here, {offer.digest} "
-            "there; it runs on the device alone until both are given the same graph and weights"
-        )
-    return f"{name} runs on the device alone: {offer.error}" if offer.error else ""
-
-
-def _as_suture_error(request: _Request, error: Exception) -> SutureError:
+def _as_suture_error(request: Request, error: Exception) -> SutureError:
     if isinstance(error, SutureError):
         return error
     if isinstance(error, IndexError):

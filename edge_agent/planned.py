@@ -199,7 +199,8 @@ class PlannedModel:
             self._better_since_ms = None
         elif self._better_since_ms is None:
             self._better_since_ms = now_ms
-        if switched:
+        reached = self._decided_under is not None and self._decided_under.reachable != conditions.reachable
+        if switched or (reached and choice.best == choice.row):  # the cloud came, and changed nothing
             self._decided_under = conditions
         self._batches.clear()
         self._valid_until_ms = now_ms + _RESOLVE_MS

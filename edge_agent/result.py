@@ -28,8 +28,14 @@ class Result:
     ``breakdown`` maps stages to milliseconds in the order in which they happened and sums to
     ``latency_ms``, both on the clock of the caller; stages that the cloud reports are durations on its
     clock, and ``network`` is what is left of the time between sending and answer.  ``decision`` holds the
-    planner's inputs, its prediction and the runner-up; ``fallback`` says why the device finished a
-    request that was planned for the cloud, else None.
+    planner's inputs, what it predicted for every stage and what was measured, the runner-up, the margin to
+    it and the reason; ``fallback`` says why the device finished a request that was planned for the cloud,
+    else None.
+
+    ``energy_mj`` is the device's by ``meter``: ``model`` reckons this request's own stages at the watts that
+    plans assume; ``ina3221`` and ``rapl`` measured the whole device from the request's start to its end,
+    whatever else ran on it, so that of requests that overlap each holds the energy of both.  None when the
+    hardware had no reading.
     """
 
     outputs: Any
@@ -42,6 +48,8 @@ class Result:
     breakdown: Mapping[str, float]
     decision: Mapping[str, Any] = field(repr=False)
     fallback: str | None = None
+    energy_mj: float | None = None
+    meter: str = ""
 
     def seen_after(self, latency_ms: float, stage: str) -> Result:
         """The same answer as seen by a caller for whom it took longer; the difference goes to ``stage``."""

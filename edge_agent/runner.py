@@ -8,7 +8,6 @@ two chunks of units.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,23 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
-from shared.codec import Codec, decode, encode
-from shared.errors import CodecError, StartupError
+from edge_agent.measuring import gate_of, profile_of
+from edge_agent.tensors import check_device, to_tensor
+from shared.calibration import Calibration
+from shared.codec import Codec, Form, decode, encode
+from shared.errors import CodecError
 from shared.graph import CapturedModel, Cut, Graph, Program, State, load
-from shared.models import Example
-from shared.plan.measure import measure_profile
-from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
+from shared.plan.gate import Gate
+from shared.plan.measure import Progress
+from shared.plan.profile import Profile, ProfileKey
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
-__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work", "to_numpy"]
+__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work"]
 
 T = TypeVar("T")
-
-log = logging.getLogger("suture.agent")
 
 _UNITS_PER_CHUNK = 8
 """Unwanted work stops between two chunks: few units to free the worker soon, enough to cost nothing."""
@@ -153,45 +152,61 @@ class Runner:
     async def profile(
         self,
         name: str,
-        example: Example,
+        calibration: Calibration,
         *,
         cache_dir: Path,
         repeats: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Profile:
         """What the network costs here: as kept in ``cache_dir``, or measured now and kept there."""
-        return await self.call(
-            partial(self._profile, self._programs[name], example, cache_dir, repeats, progress)
-        )
+        program = self._programs[name]
 
-    def _profile(
+        def body() -> Profile:
+            key = ProfileKey(
+                program.graph.digest,
+                self.profile_device,
+                torch.get_num_threads(),
+                torch.__version__,
+                mode=program.mode,
+                calibration=calibration.name,
+            )
+            return profile_of(
+                program,
+                calibration,
+                key,
+                cache_dir,
+                repeats=repeats,
+                clock=self.profile_clock,
+                progress=progress,
+            )
+
+        return await self.call(body)
+
+    async def gate(
         self,
-        program: Program,
-        example: Example,
+        name: str,
+        calibration: Calibration,
+        *,
         cache_dir: Path,
-        repeats: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> Profile:
-        graph = program.graph
-        key = ProfileKey(
-            graph.digest, self.profile_device, torch.get_num_threads(), torch.__version__, mode=program.mode
+        forms: Sequence[Form],
+        cuts: Sequence[Cut] | None = None,
+        known: Gate | None = None,
+        progress: Progress | None = None,
+    ) -> Gate:
+        """What lossy ``forms`` do to the network's answer at ``cuts``, all topological ones when None: as
+        ``known``, as kept in ``cache_dir``, or measured now and kept there."""
+        return await self.call(
+            partial(
+                gate_of,
+                self._programs[name],
+                calibration,
+                cache_dir,
+                forms=forms,
+                cuts=cuts,
+                known=known,
+                progress=progress,
+            )
         )
-        kept, warning = load_profile(cache_dir, key, len(graph.units))
-        if warning is not None:
-            log.warning("%s", warning)
-        if kept is not None:
-            return kept
-        leaves = [
-            to_tensor(_first_sample(graph, slot, leaf), self.device)
-            for slot, leaf in zip(graph.inputs, graph.flatten(*example), strict=True)
-        ]
-        profile = measure_profile(
-            program, [leaves], key, repeats=repeats, progress=progress, clock=self.profile_clock
-        )
-        warning = save_profile(cache_dir, profile)
-        if warning is not None:
-            log.warning("%s", warning)
-        return profile
 
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
         """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""
@@ -334,52 +349,3 @@ def _decode(
         header.slot: decode(header, payload, specs[header.slot])
         for header, payload in zip(headers, payloads, strict=True)
     }
-
-
-def _first_sample(graph: Graph, slot: int, leaf: torch.Tensor) -> torch.Tensor:
-    """Profiles are of batch 1; a factory's example may hold more."""
-    dims = graph.values[slot].dims
-    if not graph.dynamic_batch or not dims or dims[0][0] == 0:
-        return leaf
-    return leaf[: sum(dims[0])]
-
-
-def to_tensor(leaf: object, device: str) -> torch.Tensor:
-    """An input as a tensor on ``device``, without a copy where numpy and torch can share memory."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.detach().to(device)
-    array = np.asarray(leaf)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    return torch.from_numpy(array).to(device)
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Shares memory where it can; bfloat16, which numpy lacks, becomes float32."""
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    return tensor.cpu().numpy()
-
-
-def check_device(device: str) -> None:
-    """Raises StartupError when torch cannot compute on ``device``, saying what is missing."""
-    if device == "cpu":
-        return
-    where = f"the configuration names device: {device}, but"
-    instead = "or compute on the CPU: device: cpu in the file, or SUTURE_DEVICE=cpu in the environment"
-    if torch.version.cuda is None:
-        raise StartupError(
-            f"{where} this torch ({torch.__version__}) is built without CUDA; install a build with "
-            f"CUDA for this machine (on a Jetson that of its JetPack), {instead}"
-        )
-    if not torch.cuda.is_available():
-        raise StartupError(
-            f"{where} torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable GPU; check that "
-            f"nvidia-smi or tegrastats sees it and that the driver fits, {instead}"
-        )
-    index = torch.device(device).index or 0
-    if index >= torch.cuda.device_count():
-        raise StartupError(
-            f"{where} torch finds {torch.cuda.device_count()} GPU(s), counted from cuda:0; name one of "
-            f"them, {instead}"
-        )

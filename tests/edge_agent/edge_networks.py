@@ -79,3 +79,50 @@ def digits() -> Network:
     torch.manual_seed(5)
     labels = ("zero", "one", "two", "three", "four")
     return Network("digits", Photos(), (BATCH_ONE,), labels=labels, input_form="image")
+
+
+class Towers(nn.Module):
+    """Two towers over one input, so that either may run on the device while the other is in the cloud."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(12, 2000), nn.Tanh(), nn.Linear(2000, 2000), nn.Linear(2000, 4))
+        self.right = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.top = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = self.left(x), self.right(x)
+        return self.top(torch.cat([left, right], dim=1)), torch.sigmoid(right)
+
+
+def towers() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(6)
+    return Towers().eval(), (torch.randn(1, 12),)
+
+
+def calls() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """A classifier whose classes lie close together, so that coarse numbers change some answers."""
+    torch.manual_seed(7)
+    layers = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 200)]
+    return nn.Sequential(*layers).eval(), (torch.randn(1, 16),)
+
+
+class Deep(nn.Module):
+    """Many units, of which the first shrinks what there is to send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(600, 60)
+        self.blocks = nn.Sequential(*(nn.Linear(60, 60) for _ in range(38)))
+        self.head = nn.Linear(60, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.narrow(x))
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(x)
+
+
+def deep() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(8)
+    return Deep().eval(), (torch.randn(1, 600),)

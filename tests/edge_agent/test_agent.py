@@ -20,7 +20,6 @@ from edge_agent.requests import Guard
 from edge_agent.result import Result, Where
 from edge_agent.runner import Runner
 from shared.codec import Codec, encode
-from shared.config import AgentConfig, CloudConfig, parse_config
 from shared.errors import (
     ConfigError,
     DeadlineError,
@@ -37,46 +36,16 @@ from shared.wire import Message, MessageType, error_reply
 from shared.wire.messages import Card, Limits, ModelCard, TailTimings
 from shared.wire.messages import Result as ResultHeader
 from tests.edge_agent import edge_networks as networks
+from tests.edge_agent.agents import NOWHERE, agent_config, cloud_config, eager, model
 from tests.edge_agent.fake_gateway import FakeGateway, eventually
 
-NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nothing listens
 IMAGE = networks.BATCH_ONE.numpy()
-
-
-def model(name: str, factory: str | None = None, **values: Any) -> dict[str, Any]:
-    path = f"tests.edge_agent.edge_networks:{factory or name}"
-    return {"name": name, "factory": path, **values}
-
-
-def agent_config(
-    cache_dir: Path, gateway: str, *models: dict[str, Any], timeout_ms: float = 5000.0, **values: Any
-) -> AgentConfig:
-    cloud = {
-        "gateway": gateway,
-        "heartbeat_ms": 50,
-        "heartbeat_timeout_ms": timeout_ms,
-        "reconnect_min_ms": 20,
-        "reconnect_max_ms": 100,
-    }
-    fields = {"models": list(models), "cloud": cloud, "cache_dir": str(cache_dir), "threads": 1}
-    return parse_config(AgentConfig, {"profile_repeats": 3, **fields, **values}, "test", {})
-
-
-def cloud_config(cache_dir: Path, *models: dict[str, Any], port: int = 0) -> CloudConfig:
-    gateway = {"device_port": port, "replica_port": 0, "load_port": 0, "heartbeat_timeout_ms": 5000}
-    fields = {"gateway": gateway, "models": list(models), "cache_dir": str(cache_dir), "profile_repeats": 3}
-    return parse_config(CloudConfig, fields, "test", {})
 
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Profiles are measured once for all tests."""
     return tmp_path_factory.mktemp("profiles")
-
-
-def eager(factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-    with torch.no_grad():
-        return factory()[0](*args, **kwargs)
 
 
 PHOTO = eager(networks.photos, networks.BATCH_ONE).numpy()
@@ -200,6 +169,17 @@ async def test_without_a_cloud_it_answers_and_says_so_once(
         await asyncio.sleep(0.3)
     said = [record for record in caplog.records if "nothing answers" in record.getMessage()]
     assert len(said) == 1
+
+
+async def test_the_first_request_is_planned_on_what_was_measured(cache_dir: Path) -> None:
+    async with InProcessCloud(cloud_config(cache_dir, model("photos"))) as cloud:
+        config = agent_config(cache_dir, cloud.device_endpoint, model("photos"))
+        async with EdgeAgent.from_config(config) as agent:
+            decision = agent.decision("photos")
+            assert decision.conditions.reachable
+            assert decision.link.measured
+            assert np.isfinite(decision.link.rtt_age_ms)
+            assert np.isfinite(decision.load_age_ms)
 
 
 async def test_a_cloud_that_comes_later_is_used_without_a_restart(cache_dir: Path) -> None:

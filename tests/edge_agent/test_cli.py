@@ -97,6 +97,7 @@ def test_a_mistake_is_one_message_and_an_exit_code(arguments: list[str], status:
     assert run.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_file_names_the_key(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
     for text, words in [
@@ -140,6 +141,7 @@ def test_a_shipped_configuration_is_valid_and_names_every_key(name: str) -> None
     assert uncommented == []
 
 
+@pytest.mark.slow
 def test_a_profile_is_shown_as_a_table_and_as_json(config: Path) -> None:
     table = edge_agent("profile", "--config", config, "--model", "photos")
     assert table.returncode == 0, table.stderr
@@ -150,6 +152,7 @@ def test_a_profile_is_shown_as_a_table_and_as_json(config: Path) -> None:
     assert len(profiles["photos"]["unit_ms"]) == 7
 
 
+@pytest.mark.slow
 def test_a_bundle_runs_as_the_factory_that_it_was_made_from(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     made = edge_agent("bundle", "photos", out, "--config", config)

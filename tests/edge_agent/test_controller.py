@@ -846,6 +846,17 @@ def test_the_log_is_bounded() -> None:
     assert len(controller.log) == 10
 
 
+def test_a_cloud_that_came_and_was_of_no_use_is_not_the_reason_of_a_later_switch() -> None:
+    world = World(wait_ms=500.0).connect()
+    assert decide(world).is_local
+    for device in (1.0, 8.0):
+        world.device = device
+        for _ in range(6):
+            world.request()
+    assert not decide(world).is_local
+    assert decide(world).reason.startswith("device 1.00 -> ")
+
+
 def test_a_record_tells_a_person_what_was_decided_on_what_and_why() -> None:
     world = World(uplink_bps=100e6).connect()
     for _ in range(3):

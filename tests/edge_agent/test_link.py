@@ -244,6 +244,26 @@ async def test_a_long_transfer_excuses_silence() -> None:
         assert all(rtt < 500 for rtt in listener.rtts[rtts:])
 
 
+async def test_a_short_transfer_does_not_put_off_that_an_outage_is_noticed() -> None:
+    """60 ms on the link, taken twice, fit into what a heartbeat may take anyway: 150 ms less the 20 ms."""
+    listener = Listener()
+    async with FakeGateway().serving() as gateway, linked(gateway.endpoint, listener) as link:
+        await eventually(lambda: link.online and listener.rtts)
+        await eventually(lambda: link.unconfirmed_bytes == 0)
+        session = link._session
+        assert session is not None
+        gateway.alive = False
+        listener.bps = 100_000 * 8 / 0.060
+        assert send(link, payload=bytes(100_000))
+        assert session.send_ping(0)
+        waits_ms = session._lost_ms() - asyncio.get_running_loop().time() * 1000
+        assert waits_ms <= 150.0 + session._rtt_ms
+        listener.bps /= 10
+        assert session.send_ping(0)
+        excused = list(session._pings.values())[-1]
+        assert excused.due_ms - excused.sent_ms == pytest.approx(1200.0 + session._rtt_ms)
+
+
 async def test_a_gateway_that_refuses_the_hello_is_reported_with_its_reason() -> None:
     listener = Listener()
     async with FakeGateway().serving() as gateway:

@@ -42,15 +42,23 @@ class FakeAgent:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], float | None]] = []
+        self.objectives: list[Any] = []
         self.cancelled = 0
         self.error: Exception | None = None
         self.free = asyncio.Event()
         self.free.set()
 
     async def infer(
-        self, model: str, /, *args: Any, deadline_ms: float | None = None, **kwargs: Any
+        self,
+        model: str,
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        objective: Any = None,
+        **kwargs: Any,
     ) -> Result:
         self.calls.append((model, args, kwargs, deadline_ms))
+        self.objectives.append(objective)
         try:
             await self.free.wait()
         except asyncio.CancelledError:
@@ -69,6 +77,8 @@ class FakeAgent:
             breakdown={"device": 3.0, "overhead": 1.0},
             decision={"model": model, "conditions": {"uplink_bps": 1.5}},
             fallback="late",
+            energy_mj=12.5,
+            meter="rapl",
         )
 
 
@@ -99,8 +109,19 @@ async def test_a_call_and_its_result_cross_unchanged(endpoint: str) -> None:
     assert (result.where, result.cut_index, result.cut) == (Where.SPLIT, -1, "a set of units")
     assert (result.codec, result.uplink_bytes, result.fallback) == ("uint8+zstd", 123, "late")
     assert result.decision == {"model": "net", "conditions": {"uplink_bps": 1.5}}
+    assert (result.energy_mj, result.meter) == (12.5, "rapl")
+    assert agent.objectives == [None]
     assert list(result.breakdown) == ["device", "overhead", "local_api"]
     assert sum(result.breakdown.values()) == pytest.approx(result.latency_ms)
+
+
+@pytest.mark.parametrize("objective", ["energy", {"minimise": "energy", "deadline_ms": 150.0}])
+async def test_an_objective_of_one_request_crosses_as_it_is(endpoint: str, objective: Any) -> None:
+    agent = FakeAgent()
+    async with serving(endpoint, agent), Client(endpoint) as client:
+        await client.infer("net", np.zeros(3), objective=objective)
+    assert agent.objectives == [objective]
+    assert agent.calls[0][2] == {}
 
 
 @pytest.mark.parametrize("error", [OverloadedError("full", 7.0), InputMismatchError("not that")])

@@ -6,20 +6,19 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from edge_agent.requests import (
+from edge_agent.actions import (
     Complete,
     Decode,
     Fail,
     Fallback,
     FinishLocally,
-    Guard,
     Phase,
-    RequestTable,
     RunPrefix,
     Send,
     Source,
     StopLocal,
 )
+from edge_agent.requests import Guard, RequestTable
 from shared.errors import (
     DeadlineError,
     DigestMismatchError,

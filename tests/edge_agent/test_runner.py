@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from edge_agent.runner import Runner, Stopped, Work, check_device, to_numpy, to_tensor
-from shared.codec import Codec, encode
-from shared.errors import CodecError, StartupError
+from edge_agent.runner import Runner, Stopped, Work
+from edge_agent.tensors import to_numpy
+from shared.calibration import Calibration
+from shared.codec import Codec, Form, encode
+from shared.errors import CodecError
 from shared.graph.capture import capture
 from tests.edge_agent import edge_networks as networks
+
+SAMPLES = Calibration("test 2", [[networks.BATCH_ONE], [networks.BATCH_ONE.flip(1)]], synthetic=False)
 
 
 class Gate:
@@ -174,11 +178,11 @@ async def test_every_compute_section_and_the_profile_pass_one_gate(tmp_path: Pat
     for kind in (Runner, Stretched):
         runner = kind("cpu", 1)
         graph = await runner.load("photos", captured)
-        profile = await runner.profile("photos", (args, {}), cache_dir=tmp_path, repeats=3)
+        profile = await runner.profile("photos", SAMPLES, cache_dir=tmp_path, repeats=3)
         assert len(profile.unit_ms) == len(graph.units)
         assert profile.key.threads == 1
         totals.append(sum(profile.unit_ms))
-        again = await runner.profile("photos", (args, {}), cache_dir=tmp_path, repeats=3)
+        again = await runner.profile("photos", SAMPLES, cache_dir=tmp_path, repeats=3)
         assert again == profile  # kept
         await runner.close()
     assert totals[1] > totals[0] * 5
@@ -192,49 +196,33 @@ async def test_every_compute_section_and_the_profile_pass_one_gate(tmp_path: Pat
     await runner.close()
 
 
-async def test_a_profile_of_an_example_with_several_samples_is_of_batch_one(tmp_path: Path) -> None:
-    module, (image,) = networks.photos()
+async def test_profile_and_gate_are_of_the_calibration_inputs_and_kept(tmp_path: Path) -> None:
+    module, args = networks.photos()
     runner = Runner("cpu", 1)
-    await runner.load("photos", capture(module, (image,), name="photos"))
-    steps: list[tuple[int, int]] = []
-    profile = await runner.profile(
-        "photos",
-        ((image.repeat(4, 1, 1, 1),), {}),
-        cache_dir=tmp_path,
-        repeats=3,
-        progress=lambda done, total: steps.append((done, total)),
-    )
+    await runner.load("photos", capture(module, args, name="photos"))
     graph = runner.program("photos").graph
-    (slot,) = graph.inputs
-    assert profile.payloads[slot][Codec.FLOAT32].payload_bytes == image.nbytes
+    steps: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        steps.append((done, total))
+
+    profile = await runner.profile("photos", SAMPLES, cache_dir=tmp_path, repeats=3, progress=progress)
+    assert profile.key.calibration == SAMPLES.name
+    assert profile.payloads[graph.inputs[0]][Codec.FLOAT32].payload_bytes == networks.BATCH_ONE.nbytes
     assert steps[-1][0] == steps[-1][1] > 0
+    steps.clear()
+    gate = await runner.gate("photos", SAMPLES, cache_dir=tmp_path, forms=[Form.HALF], progress=progress)
+    assert (gate.samples, gate.key.calibration, gate.key.agreement) == (2, SAMPLES.name, "top1")
+    assert steps[-1][0] == steps[-1][1] == len(gate.measured) > 0
+    steps.clear()
+    again = await runner.gate("photos", SAMPLES, cache_dir=tmp_path, forms=[Form.HALF], progress=progress)
+    assert again == gate
+    assert steps == []  # kept
+    other, cuts = tmp_path / "elsewhere", graph.cuts[3:4]
+    more = await runner.gate("photos", SAMPLES, cache_dir=other, forms=[Form.INT4], cuts=cuts, known=gate)
+    live = graph.cuts[3].live
+    assert more.measured[live].keys() == {Form.HALF, Form.INT4}
+    assert {key: value for key, value in more.measured.items() if key != live} == {
+        key: value for key, value in gate.measured.items() if key != live
+    }
     await runner.close()
-
-
-def test_inputs_of_any_memory_become_tensors_of_the_same_values() -> None:
-    base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
-    frozen = base.copy()
-    frozen.flags.writeable = False
-    for array in (base, base.transpose(2, 0, 1), base[:, ::-1], frozen, np.float32(3.5), np.array([True])):
-        assert np.array_equal(to_tensor(array, "cpu").numpy(), array)
-    parameter = torch.nn.Parameter(torch.ones(2))
-    assert not to_tensor(parameter, "cpu").requires_grad
-    assert to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
-
-
-def test_a_device_that_is_not_there_is_refused_with_the_key_and_the_way_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    check_device("cpu")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(StartupError, match=r"device: cuda:0.*without CUDA.*SUTURE_DEVICE=cpu"):
-        check_device("cuda:0")
-    monkeypatch.setattr(torch.version, "cuda", "12.6")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StartupError, match=r"no usable GPU.*SUTURE_DEVICE=cpu"):
-        check_device("cuda:0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(StartupError, match=r"finds 1 GPU.*SUTURE_DEVICE=cpu"):
-        check_device("cuda:3")
-    check_device("cuda")

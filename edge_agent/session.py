@@ -1,0 +1,395 @@
+"""One session with a gateway: a socket from its first dial to the outage that ends it.
+
+HELLO, CARD, then work.  Every outage ends the session and with it the socket, so nothing that was queued
+before an outage is delivered after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from edge_agent.inbox import Inbox, send_now
+from shared.config import CloudLinkConfig
+from shared.errors import ProtocolError, SutureError, UnavailableError
+from shared.wire import Buffer, Message, WireLimits, decode_message, encode_message, error_from_reply
+from shared.wire.messages import Announce, Card, Hello, LoadReport, MessageType, Ping, Pong
+
+__all__ = ["LinkListener", "LinkState", "Session"]
+
+_FIRST_CONTROL_ID = 2**63
+"""Request ids from here on belong to hellos and heartbeats."""
+
+_SEND_HIGH_WATER = 64
+_CARD_TIMEOUTS = 4
+"""A gateway that does not answer HELLO within this many heartbeat timeouts is dialled anew."""
+
+_TRANSFER_MARGIN = 2.0
+"""How much longer than estimated a transfer may take before a silent gateway counts as lost."""
+
+
+class LinkState(StrEnum):
+    CONNECTING = "connecting"
+    ONLINE = "online"
+    OFFLINE = "offline"
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+class LinkListener(Protocol):
+    """What the link reports, in the order of events, from its own task.  Nothing here may block."""
+
+    def on_link_state(self, state: LinkState, reason: str) -> None: ...
+
+    def on_card(self, card: Card) -> None: ...
+
+    def on_answer(self, message: Message) -> None:
+        """A RESULT; the payloads are views that may be kept."""
+
+    def on_refusal(self, request_id: int, error: SutureError) -> None: ...
+
+    def on_span(self, span_bytes: int, span_ms: float) -> None:
+        """An announced transfer arrived at the gateway in this time."""
+
+    def on_rtt(self, rtt_ms: float) -> None:
+        """A heartbeat's round trip with nothing of ours in its way."""
+
+    def on_load(self, report: LoadReport) -> None: ...
+
+    def uplink_bps(self) -> float:
+        """The present estimate: a transfer in progress excuses silence for as long as it should take."""
+
+    def probe_bytes(self) -> int:
+        """The size of the probe that is wanted with the next heartbeat, else 0."""
+
+    def on_probe_sent(self, probe_bytes: int) -> None: ...
+
+
+def now_ms() -> float:
+    return asyncio.get_running_loop().time() * 1000.0
+
+
+class _Heartbeat(NamedTuple):
+    """A PING without its PONG.  ``idle``: nothing of ours was under way before it."""
+
+    sent_ms: float
+    due_ms: float
+    idle: bool
+
+
+class Session:
+    """One socket's life.  ``enter`` is told of every change of state as it happens."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        config: CloudLinkConfig,
+        hello: Hello,
+        listener: LinkListener,
+        enter: Callable[[LinkState, str], None],
+        limits: WireLimits,
+    ) -> None:
+        self._config = config
+        self._hello = hello
+        self._listener = listener
+        self._enter = enter
+        self._limits = limits
+        self._context = context
+        self._ended: asyncio.Future[tuple[LinkState, str]] = asyncio.get_running_loop().create_future()
+        self._was_online = False
+        self._hello_id = _FIRST_CONTROL_ID
+        self._next_id = _FIRST_CONTROL_ID + 1
+        self._shaken = False
+        self._hello_sent_ms: float | None = None
+        self._heard_ms = self._beat_ms = now_ms()
+        self._rtt_ms = 0.0
+        self._pings: dict[int, _Heartbeat] = {}
+        self._unconfirmed: deque[tuple[int, int]] = deque()
+        self._expected_results: dict[int, tuple[int, float]] = {}
+        self.unconfirmed_bytes = 0
+
+        self._socket = context.socket(zmq.DEALER)
+        _set_up(self._socket, config, limits)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_DISCONNECTED
+        )
+        self._monitor_inbox = Inbox(self._monitor, self._on_monitor)
+        self._inbox = Inbox(self._socket, self._on_frames)
+        self._feed: zmq.Socket[Any] | None = None
+        self._feed_inbox: Inbox | None = None
+        self._feed_endpoint = ""
+        self._socket.connect(config.gateway)
+
+    async def run(self) -> tuple[bool, LinkState, str]:
+        """Until the session ends: whether it ever was online, and why it ended."""
+        while not self._ended.done():
+            watched: list[asyncio.Future[Any]] = [
+                self._ended,
+                self._inbox.failure,
+                self._monitor_inbox.failure,
+            ]
+            if self._feed_inbox is not None:
+                watched.append(self._feed_inbox.failure)
+            timeout_s = max(min(self._beat_ms, self._lost_ms()) - now_ms(), 0.0) / 1000.0
+            done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                if not future.cancelled():
+                    future.result()  # raises what a handler raised
+            if not done:
+                self._on_time(now_ms())
+        state, reason = self._ended.result()
+        return self._was_online, state, reason
+
+    def close(self) -> None:
+        for inbox in (self._inbox, self._monitor_inbox, self._feed_inbox):
+            if inbox is not None:
+                inbox.close()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        if self._feed is not None:
+            self._feed.close(linger=0)
+
+    def send(self, header: Any, payloads: Sequence[Buffer] = (), request_id: int = 0) -> bool:
+        sent = send_now(self._socket, encode_message(header, payloads, request_id=request_id))
+        self._inbox.look_again()
+        return sent
+
+    def send_work(
+        self,
+        request_id: int,
+        frames: Sequence[Buffer],
+        payloads: Sequence[Buffer],
+        result_bytes: int,
+        budget_ms: float,
+    ) -> bool:
+        payload_bytes = sum(memoryview(payload).nbytes for payload in payloads)
+        announce = encode_message(Announce(payload_bytes=payload_bytes), request_id=request_id)
+        sent = send_now(self._socket, announce) and send_now(self._socket, frames)
+        self._inbox.look_again()
+        if sent:
+            self._track(request_id, payload_bytes)
+            self._expected_results[request_id] = (result_bytes, now_ms() + budget_ms)
+        return sent
+
+    def forget(self, request_id: int) -> None:
+        """No answer is expected for this request."""
+        self._expected_results.pop(request_id, None)
+
+    def send_ping(self, probe_bytes: int) -> bool:
+        now = now_ms()
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        idle = not self.unconfirmed_bytes and not probe_bytes
+        if probe_bytes and not self.send(Announce(payload_bytes=probe_bytes), request_id=request_id):
+            return False
+        padding = (bytes(probe_bytes),) if probe_bytes else ()
+        if not self.send(Ping(probe_bytes=probe_bytes), padding, request_id):
+            return False
+        self._track(request_id, probe_bytes)
+        patience_ms = self._config.heartbeat_timeout_ms - self._config.heartbeat_ms
+        due_ms = now + self._rtt_ms + max(patience_ms, self._transfer_ms())
+        self._pings[request_id] = _Heartbeat(now, due_ms, idle)
+        return True
+
+    # time
+
+    def _on_time(self, now: float) -> None:
+        if now >= self._lost_ms():
+            silent_ms = now - self._heard_ms
+            self._end(LinkState.OFFLINE, f"nothing heard from {self._config.gateway} for {silent_ms:.0f} ms")
+            return
+        if now < self._beat_ms:
+            return
+        self._beat_ms = now + self._config.heartbeat_ms
+        if self._hello_sent_ms is None:
+            if self._shaken:
+                self._say_hello()
+            return  # else not connected, and ZeroMQ goes on dialling
+        if not self._was_online:
+            patience_ms = _CARD_TIMEOUTS * max(self._config.heartbeat_timeout_ms, self._config.heartbeat_ms)
+            if now - self._hello_sent_ms > patience_ms:
+                self._end(LinkState.OFFLINE, f"{self._config.gateway} connects but does not answer HELLO")
+            return
+        # A probe behind a payload would measure the payload.
+        wanted = 0 if self.unconfirmed_bytes else self._listener.probe_bytes()
+        if self.send_ping(wanted) and wanted:
+            self._listener.on_probe_sent(wanted)
+
+    def _lost_ms(self) -> float:
+        """When the gateway will count as lost, unless it says a word before.
+
+        Silent for the timeout, and the oldest heartbeat without an answer is overdue: that allows for the
+        round trip, and for what the heartbeat was sent behind where that takes longer than the patience.
+        """
+        if not self._pings:
+            return math.inf
+        oldest = next(iter(self._pings.values()))
+        return max(oldest.due_ms, self._heard_ms + self._config.heartbeat_timeout_ms)
+
+    def _say_hello(self) -> None:
+        if self.send(self._hello, request_id=self._hello_id):
+            self._hello_sent_ms = now_ms()
+
+    def _transfer_ms(self) -> float:
+        """How long what is under way may take, both ways."""
+        now = now_ms()
+        for request_id in [key for key, (_, end_ms) in self._expected_results.items() if end_ms <= now]:
+            del self._expected_results[request_id]  # the gateway owes no answer after the budget
+        total = self.unconfirmed_bytes + sum(nbytes for nbytes, _ in self._expected_results.values())
+        return total * 8000.0 / max(self._listener.uplink_bps(), 1.0) * _TRANSFER_MARGIN
+
+    def _end(self, state: LinkState, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result((state, reason))
+            # At once, not when the task gets its turn: requests in flight are waiting for this.
+            self._enter(state, reason)
+
+    # what was sent, and what of it has arrived
+
+    def _track(self, request_id: int, nbytes: int) -> None:
+        self._unconfirmed.append((request_id, nbytes))
+        self.unconfirmed_bytes += nbytes
+
+    def _confirm(self, request_id: int) -> None:
+        """TCP keeps order: whatever was sent up to this request has arrived."""
+        if not any(sent_id == request_id for sent_id, _ in self._unconfirmed):
+            return
+        while True:
+            sent_id, nbytes = self._unconfirmed.popleft()
+            self.unconfirmed_bytes -= nbytes
+            if sent_id == request_id:
+                return
+
+    # events
+
+    def _on_monitor(self, frames: list[memoryview]) -> None:
+        event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._shaken = True
+            self._say_hello()
+        elif event == zmq.EVENT_CONNECT_RETRIED:
+            self._enter(LinkState.OFFLINE, f"nothing answers at {self._config.gateway}")
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._end(LinkState.OFFLINE, f"{self._config.gateway} closed the connection")
+        else:
+            self._end(LinkState.REFUSED, f"{self._config.gateway} refused the handshake")
+
+    def _on_frames(self, frames: list[memoryview]) -> None:
+        self._heard_ms = now_ms()
+        if self._ended.done():
+            return
+        try:
+            message = decode_message(frames, self._limits)
+        except ProtocolError as error:
+            self._end(LinkState.REFUSED, f"{self._config.gateway} sent what is no message: {error}")
+            return
+        request_id = message.request_id
+        if message.type is MessageType.PONG:
+            self._on_pong(request_id, message.header)
+        elif message.type is MessageType.RESULT:
+            self._confirm(request_id)
+            self._expected_results.pop(request_id, None)
+            if message.header.span_ms > 0:
+                self._listener.on_span(message.header.span_bytes, message.header.span_ms)
+            self._listener.on_answer(message)
+        elif message.type is MessageType.ERROR:
+            self._on_error(request_id, error_from_reply(message.header))
+        elif message.type is MessageType.CARD:
+            self._on_card(message.header)
+        elif message.type is MessageType.GOODBYE:
+            self._end(LinkState.OFFLINE, f"the gateway says goodbye: {message.header.reason or 'no reason'}")
+        else:
+            self._end(
+                LinkState.REFUSED,
+                f"{self._config.gateway} sent {message.type.name}, which is not for devices",
+            )
+
+    def _on_pong(self, request_id: int, pong: Pong) -> None:
+        self._confirm(request_id)
+        heartbeat = self._pings.pop(request_id, None)
+        if heartbeat is not None and heartbeat.idle:
+            self._rtt_ms = self._heard_ms - heartbeat.sent_ms
+            self._listener.on_rtt(self._rtt_ms)
+        if pong.span_ms > 0:
+            self._listener.on_span(pong.span_bytes, pong.span_ms)
+
+    def _on_error(self, request_id: int, error: SutureError) -> None:
+        if request_id < _FIRST_CONTROL_ID and self._was_online:
+            self._confirm(request_id)
+            self._expected_results.pop(request_id, None)
+            self._listener.on_refusal(request_id, error)
+        else:
+            lost = isinstance(error, UnavailableError)  # a gateway that has started anew
+            state = LinkState.OFFLINE if lost else LinkState.REFUSED
+            self._end(state, f"{self._config.gateway} does not know this agent: {error}")
+
+    def _on_card(self, card: Card) -> None:
+        self._follow(self._config.load_feed or _reachable(card.load_endpoint, self._config.gateway))
+        if not self._was_online and self._hello_sent_ms is not None:
+            self._rtt_ms = self._heard_ms - self._hello_sent_ms  # until a heartbeat has measured it
+        self._was_online = True
+        self._enter(LinkState.ONLINE, f"{card.gateway} at {self._config.gateway}")
+        self._listener.on_card(card)
+
+    # the load feed
+
+    def _follow(self, endpoint: str) -> None:
+        if not endpoint or endpoint == self._feed_endpoint:
+            return
+        if self._feed is not None and self._feed_inbox is not None:
+            self._feed_inbox.close()
+            self._feed.close(linger=0)
+        self._feed_endpoint = endpoint
+        self._feed = self._context.socket(zmq.SUB)
+        self._feed.setsockopt(zmq.CONFLATE, 1)  # only the newest report counts
+        self._feed.setsockopt(zmq.LINGER, 0)
+        self._feed.setsockopt(zmq.MAXMSGSIZE, self._limits.max_header_bytes)
+        self._feed.subscribe(b"")
+        self._feed_inbox = Inbox(self._feed, self._on_load)
+        self._feed.connect(endpoint)
+
+    def _on_load(self, frames: list[memoryview]) -> None:
+        try:
+            message = decode_message(frames, self._limits)
+        except ProtocolError as error:
+            self._end(LinkState.REFUSED, f"{self._feed_endpoint} is no load feed: {error}")
+            return
+        if isinstance(message.header, LoadReport):
+            self._listener.on_load(message.header)
+
+
+def _set_up(socket: zmq.Socket[Any], config: CloudLinkConfig, limits: WireLimits) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a gateway that is not there
+    socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
+    socket.setsockopt(zmq.RECONNECT_IVL, round(config.reconnect_min_ms))
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, round(config.reconnect_max_ms))
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, round(max(config.reconnect_max_ms, 1000.0)))
+    socket.setsockopt(zmq.HANDSHAKE_IVL, round(max(config.reconnect_max_ms, 1000.0)))
+    # ZeroMQ's own heartbeats queue behind a large payload and know nothing of its size.  They are only
+    # the last resort; those of the session, which know, are much faster.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
+
+
+def _reachable(endpoint: str, gateway: str) -> str:
+    """A feed that is bound to every interface of the gateway is found where the gateway is."""
+    for wildcard in ("//0.0.0.0:", "//*:", "//[::]:"):
+        if wildcard in endpoint:
+            host = urlsplit(gateway).hostname or "127.0.0.1"
+            return endpoint.replace(wildcard, f"//{host}:")
+    return endpoint
