@@ -17,9 +17,10 @@ from shared.plan.radio import LinkType, power_mw
 from shared.plan.rows import Rows
 from shared.plan.stages import POSITION, STAGES, Stage
 
-__all__ = ["Power", "energy_mj"]
+__all__ = ["BUSY", "Power", "energy_mj"]
 
-_BUSY = frozenset({Stage.DEVICE, Stage.ENCODE, Stage.RESULT_DECODE, Stage.OVERHEAD})
+BUSY = frozenset({Stage.DEVICE, Stage.ENCODE, Stage.RESULT_DECODE, Stage.OVERHEAD})
+"""When the device computes; in every other stage it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Power:
 
     def by_stage(self, conditions: Conditions) -> NDArray[np.float64]:
         """W in each stage, in the order of ``STAGES``."""
-        watts = np.array([self.busy_w if stage in _BUSY else self.idle_w for stage in STAGES])
+        watts = np.array([self.busy_w if stage in BUSY else self.idle_w for stage in STAGES])
         watts[POSITION[Stage.UPLINK]] += power_mw(self.link, conditions.uplink_bps / 1e6) / 1e3
         watts[POSITION[Stage.DOWNLINK]] += power_mw(self.link, 0.0, conditions.downlink_bps / 1e6) / 1e3
         return watts
