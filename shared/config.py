@@ -129,7 +129,7 @@ class PowerConfig(_Section):
     idle_w: float = Field(default=1.5, ge=0)
     link: Literal["wired", "wifi", "lte", "3g", "lte-modern", "5g-low-band", "5g-mmwave"] = "wired"
     meter: Literal["auto", "ina3221", "rapl", "model"] = Field(
-        default="auto", description="what tells a result's energy; auto: what the hardware has, else the model"
+        default="auto", description="what measures energy; auto: what the hardware has, else the model"
     )
     rail: str | None = Field(default=None, description="label of the Jetson rail to measure; None: the board")
 
