@@ -20,7 +20,6 @@ the device is outstanding there until the late answer, the loss of the link or t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edge_agent.actions import (
@@ -36,24 +35,10 @@ from edge_agent.actions import (
     Source,
     StopLocal,
 )
+from edge_agent.guard import Guard
 from shared.errors import DeadlineError, OverloadedError, RefusedError, SutureError
 
-__all__ = ["Counters", "Guard", "RequestTable"]
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """When the device stops to wait for the cloud.
-
-    The local completion starts when ``predicted * margin + slack_ms`` is left to the deadline.  A request
-    is overdue at ``overdue_factor`` times its predicted answer time plus ``overdue_ms``; overdue requests
-    reserve the device one after the other, so that all of them make it, not only the first.
-    """
-
-    margin: float = 1.2
-    slack_ms: float = 10.0
-    overdue_factor: float = 2.0
-    overdue_ms: float = 50.0
+__all__ = ["Counters", "RequestTable"]
 
 
 @dataclass(slots=True)
@@ -308,7 +293,7 @@ class RequestTable:
         for entry in [entry for entry in self._entries.values() if now_ms >= entry.deadline_ms]:
             actions += self._fail(entry, _missed(entry))
         wait_ms = worker_wait_ms
-        for start_ms, entry in self._latest_starts(now_ms, worker_wait_ms):
+        for start_ms, entry in self.guard.latest_starts(self._guarded(), now_ms, worker_wait_ms):
             if now_ms < start_ms:
                 continue
             if now_ms + wait_ms + entry.rest_ms > entry.deadline_ms:
@@ -323,37 +308,14 @@ class RequestTable:
 
     def next_tick_ms(self, now_ms: float, worker_wait_ms: float = 0.0) -> float | None:
         """When :meth:`tick` has something to do if no event comes before; None when never."""
+        guarded = self._guarded()
         moments = [entry.deadline_ms for entry in self._entries.values()]
-        moments += [start_ms for start_ms, _ in self._latest_starts(now_ms, worker_wait_ms)]
-        moments += [
-            overdue_ms for entry in self._guarded() if (overdue_ms := self._overdue_ms(entry)) > now_ms
-        ]
+        moments += [start_ms for start_ms, _ in self.guard.latest_starts(guarded, now_ms, worker_wait_ms)]
+        moments += [moment for entry in guarded if (moment := self.guard.overdue_at_ms(entry)) > now_ms]
         return min(moments, default=None)
 
-    def _guarded(self) -> Iterable[_Entry]:
-        return (entry for entry in self._entries.values() if entry.phase is Phase.SENT and entry.guarded)
-
-    def _overdue_ms(self, entry: _Entry) -> float:
-        return entry.sent_ms + entry.answer_ms * self.guard.overdue_factor + self.guard.overdue_ms
-
-    def _latest_starts(self, now_ms: float, worker_wait_ms: float) -> list[tuple[float, _Entry]]:
-        """Per guarded request the last moment to start on the device, in order of deadlines.
-
-        Those that are overdue are laid back to back before their deadlines, the latest deadline first.
-        """
-        starts: list[tuple[float, _Entry]] = []
-        occupied_from = float("inf")
-        for entry in reversed(sorted(self._guarded(), key=lambda entry: entry.deadline_ms)):
-            end_ms = entry.deadline_ms - self.guard.slack_ms
-            overdue = self._overdue_ms(entry) <= now_ms
-            if overdue:
-                end_ms = min(end_ms, occupied_from)
-            start_ms = end_ms - entry.rest_ms * self.guard.margin
-            if overdue:
-                occupied_from = start_ms
-            starts.append((start_ms - worker_wait_ms, entry))
-        starts.reverse()
-        return starts
+    def _guarded(self) -> list[_Entry]:
+        return [entry for entry in self._entries.values() if entry.phase is Phase.SENT and entry.guarded]
 
     # transitions
 

@@ -11,13 +11,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
+from edge_agent.load_feed import LoadFeed, reachable
 from shared.config import CloudLinkConfig
 from shared.errors import ProtocolError, SutureError, UnavailableError
 from shared.wire import Buffer, Message, WireLimits, decode_message, encode_message, error_from_reply
@@ -34,6 +35,9 @@ _CARD_TIMEOUTS = 4
 
 _TRANSFER_MARGIN = 2.0
 """How much longer than estimated a transfer may take before a silent gateway counts as lost."""
+
+_FEED_GAPS, _FEED_GAP_FADE = 3.0, 0.9
+"""After how many of its gaps the load feed counts as silent; and how fast a long gap is forgotten."""
 
 
 class LinkState(StrEnum):
@@ -128,9 +132,9 @@ class Session:
         )
         self._monitor_inbox = Inbox(self._monitor, self._on_monitor)
         self._inbox = Inbox(self._socket, self._on_frames)
-        self._feed: zmq.Socket[Any] | None = None
-        self._feed_inbox: Inbox | None = None
-        self._feed_endpoint = ""
+        self._feed: LoadFeed | None = None
+        self._feed_heard_ms = -math.inf
+        self._feed_gap_ms = 0.0
         self._socket.connect(config.gateway)
 
     async def run(self) -> tuple[bool, LinkState, str]:
@@ -141,8 +145,8 @@ class Session:
                 self._inbox.failure,
                 self._monitor_inbox.failure,
             ]
-            if self._feed_inbox is not None:
-                watched.append(self._feed_inbox.failure)
+            if self._feed is not None:
+                watched.append(self._feed.failure)
             timeout_s = max(min(self._beat_ms, self._lost_ms()) - now_ms(), 0.0) / 1000.0
             done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
@@ -154,14 +158,13 @@ class Session:
         return self._was_online, state, reason
 
     def close(self) -> None:
-        for inbox in (self._inbox, self._monitor_inbox, self._feed_inbox):
-            if inbox is not None:
-                inbox.close()
+        for inbox in (self._inbox, self._monitor_inbox):
+            inbox.close()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
         if self._feed is not None:
-            self._feed.close(linger=0)
+            self._feed.close()
 
     def send(self, header: Any, payloads: Sequence[Buffer] = (), request_id: int = 0) -> bool:
         sent = send_now(self._socket, encode_message(header, payloads, request_id=request_id))
@@ -199,8 +202,7 @@ class Session:
         if not self.send(Ping(probe_bytes=probe_bytes), padding, request_id):
             return False
         self._track(request_id, probe_bytes)
-        patience_ms = self._config.heartbeat_timeout_ms - self._config.heartbeat_ms
-        due_ms = now + self._rtt_ms + max(patience_ms, self._transfer_ms())
+        due_ms = now + self._rtt_ms + max(self._patience_ms, self._transfer_ms())
         self._pings[request_id] = _Heartbeat(now, due_ms, idle)
         return True
 
@@ -233,11 +235,25 @@ class Session:
 
         Silent for the timeout, and the oldest heartbeat without an answer is overdue: that allows for the
         round trip, and for what the heartbeat was sent behind where that takes longer than the patience.
+
+        The load feed has a connection of its own, which no payload of ours blocks.  When it falls silent
+        together with the gateway, nothing is excused.
         """
         if not self._pings:
             return math.inf
         oldest = next(iter(self._pings.values()))
-        return max(oldest.due_ms, self._heard_ms + self._config.heartbeat_timeout_ms)
+        silent_ms = self._heard_ms + self._config.heartbeat_timeout_ms
+        lost_ms = max(oldest.due_ms, silent_ms)
+        feed_ms = max(self._config.heartbeat_timeout_ms, _FEED_GAPS * self._feed_gap_ms)
+        if self._feed_gap_ms and self._feed_heard_ms >= oldest.sent_ms - feed_ms:
+            unexcused_ms = oldest.sent_ms + self._rtt_ms + self._patience_ms
+            lost_ms = min(lost_ms, max(silent_ms, unexcused_ms, self._feed_heard_ms + feed_ms))
+        return lost_ms
+
+    @property
+    def _patience_ms(self) -> float:
+        """How much longer than the round trip an answer to a heartbeat may take."""
+        return max(self._config.heartbeat_timeout_ms - self._config.heartbeat_ms, 0.0)
 
     def _say_hello(self) -> None:
         if self.send(self._hello, request_id=self._hello_id):
@@ -337,38 +353,31 @@ class Session:
             self._end(state, f"{self._config.gateway} does not know this agent: {error}")
 
     def _on_card(self, card: Card) -> None:
-        self._follow(self._config.load_feed or _reachable(card.load_endpoint, self._config.gateway))
+        self._follow(self._config.load_feed or reachable(card.load_endpoint, self._config.gateway))
         if not self._was_online and self._hello_sent_ms is not None:
             self._rtt_ms = self._heard_ms - self._hello_sent_ms  # until a heartbeat has measured it
         self._was_online = True
         self._enter(LinkState.ONLINE, f"{card.gateway} at {self._config.gateway}")
         self._listener.on_card(card)
 
-    # the load feed
-
     def _follow(self, endpoint: str) -> None:
-        if not endpoint or endpoint == self._feed_endpoint:
-            return
-        if self._feed is not None and self._feed_inbox is not None:
-            self._feed_inbox.close()
-            self._feed.close(linger=0)
-        self._feed_endpoint = endpoint
-        self._feed = self._context.socket(zmq.SUB)
-        self._feed.setsockopt(zmq.CONFLATE, 1)  # only the newest report counts
-        self._feed.setsockopt(zmq.LINGER, 0)
-        self._feed.setsockopt(zmq.MAXMSGSIZE, self._limits.max_header_bytes)
-        self._feed.subscribe(b"")
-        self._feed_inbox = Inbox(self._feed, self._on_load)
-        self._feed.connect(endpoint)
+        """Subscribe to the load feed, unless it is the one already followed."""
+        if self._feed is not None:
+            if endpoint == self._feed.endpoint:
+                return
+            self._feed.close()
+            self._feed = None
+        if endpoint:
+            self._feed = LoadFeed(
+                self._context, endpoint, self._on_load, partial(self._end, LinkState.REFUSED)
+            )
 
-    def _on_load(self, frames: list[memoryview]) -> None:
-        try:
-            message = decode_message(frames, self._limits)
-        except ProtocolError as error:
-            self._end(LinkState.REFUSED, f"{self._feed_endpoint} is no load feed: {error}")
-            return
-        if isinstance(message.header, LoadReport):
-            self._listener.on_load(message.header)
+    def _on_load(self, report: LoadReport) -> None:
+        now = now_ms()
+        if math.isfinite(self._feed_heard_ms):
+            self._feed_gap_ms = max(now - self._feed_heard_ms, self._feed_gap_ms * _FEED_GAP_FADE)
+        self._feed_heard_ms = now
+        self._listener.on_load(report)
 
 
 def _set_up(socket: zmq.Socket[Any], config: CloudLinkConfig, limits: WireLimits) -> None:
@@ -384,12 +393,3 @@ def _set_up(socket: zmq.Socket[Any], config: CloudLinkConfig, limits: WireLimits
     # the last resort; those of the session, which know, are much faster.
     socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
-
-
-def _reachable(endpoint: str, gateway: str) -> str:
-    """A feed that is bound to every interface of the gateway is found where the gateway is."""
-    for wildcard in ("//0.0.0.0:", "//*:", "//[::]:"):
-        if wildcard in endpoint:
-            host = urlsplit(gateway).hostname or "127.0.0.1"
-            return endpoint.replace(wildcard, f"//{host}:")
-    return endpoint

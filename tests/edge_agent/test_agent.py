@@ -15,8 +15,8 @@ import torch
 
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent
+from edge_agent.guard import Guard
 from edge_agent.link import LinkState
-from edge_agent.requests import Guard
 from edge_agent.result import Result, Where
 from edge_agent.runner import Runner
 from shared.codec import Codec, encode

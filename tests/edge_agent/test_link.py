@@ -244,6 +244,31 @@ async def test_a_long_transfer_excuses_silence() -> None:
         assert all(rtt < 500 for rtt in listener.rtts[rtts:])
 
 
+async def test_a_feed_that_falls_silent_too_takes_the_excuse_away() -> None:
+    """What comes over the feed's own connection says whether a long transfer or an outage is the cause."""
+    listener = Listener()
+    listener.bps = 0.2e6
+    async with FakeGateway().serving() as gateway, linked(gateway.endpoint, listener) as link:
+        await eventually(lambda: link.online and listener.rtts)
+        session = link._session
+        assert session is not None
+        report = LoadReport(gateway="fake", sequence=1, models=[])
+        session._on_load(report)
+        await asyncio.sleep(0.01)
+        session._on_load(report)
+        gateway.alive = False
+        assert send(link, payload=bytes(100_000))  # 4 s at the estimated rate
+        sent_ms = asyncio.get_running_loop().time() * 1000
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            session._on_load(report)
+        assert link.online
+        assert session._lost_ms() >= session._feed_heard_ms + 150.0
+        await eventually(lambda: not link.online)  # the feed has ended
+        assert "nothing heard" in link.reason
+        assert list(session._pings.values())[-1].due_ms > sent_ms + 4000
+
+
 async def test_a_short_transfer_does_not_put_off_that_an_outage_is_noticed() -> None:
     """60 ms on the link, taken twice, fit into what a heartbeat may take anyway: 150 ms less the 20 ms."""
     listener = Listener()

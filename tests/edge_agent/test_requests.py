@@ -18,7 +18,8 @@ from edge_agent.actions import (
     Source,
     StopLocal,
 )
-from edge_agent.requests import Guard, RequestTable
+from edge_agent.guard import Guard
+from edge_agent.requests import RequestTable
 from shared.errors import (
     DeadlineError,
     DigestMismatchError,
