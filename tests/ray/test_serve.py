@@ -90,6 +90,13 @@ class Command:
                 assert self.process.returncode is None, self.output
                 await asyncio.wait([message], timeout=0.2)
 
+    async def deployed(self) -> None:
+        """Wait until Serve has finished deploying: to it, a replica that dies before is a failed deploy."""
+        async with asyncio.timeout(START_S):
+            while "Application 'default' is ready" not in self.output:
+                assert self.process.returncode is None, self.output
+                await asyncio.sleep(0.1)
+
 
 @asynccontextmanager
 async def serve_run(cluster: str, directory: Path, *arguments: str) -> AsyncIterator[Command]:
@@ -232,6 +239,7 @@ async def test_a_killed_replica_costs_no_request_and_comes_back(
         ):
             await served(device, command, net=graph.digest)
             await command.answered(asyncio.create_task(ready(2)))
+            await command.deployed()
             victims = re.findall(r"Tail-net pid=(\d+)", command.output)
             for request_id in range(30):
                 await device.send(infer, [payload], request_id=request_id, cut=0)
