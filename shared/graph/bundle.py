@@ -153,8 +153,10 @@ def _read_tensors(path: Path, expected: Mapping[str, SymbolicSpec], batch: int) 
 
 def _read_weights(path: Path, graph: Graph) -> dict[str, torch.Tensor]:
     expected = {key: graph.values[slot] for slot, key in graph.weights.items()}
+    # Cloned because safetensors puts tensors at any multiple of 8 bytes, and matrix kernels round
+    # differently on memory that is not aligned like torch's own.
     weights = {
-        key: tensor.permute(tuple(sorted(range(tensor.dim()), key=expected[key].order.__getitem__)))
+        key: tensor.clone().permute(sorted(range(tensor.dim()), key=expected[key].order.__getitem__))
         for key, tensor in _read_tensors(path, expected, graph.captured_batch).items()
     }
     for slot in graph.grad_weights:

@@ -67,12 +67,15 @@ def call_of(op: Op, device: torch.device, *, reshape: bool = False) -> Call:
     if reshape and target in ("aten.view.default", "aten._unsafe_view.default"):
         target = "aten.reshape.default"
     function = overload(target)
+    kwargs = {key: _constant(arg, device) for key, arg in op.kwargs}
+    if not op.reads and any(argument.name == "device" for argument in function._schema.arguments):
+        kwargs["device"] = device
     returns = function._schema.returns
     single = len(returns) == 1 and str(returns[0].type) == "Tensor"
     return Call(
         function,
         tuple(_constant(arg, device) for arg in op.args),
-        {key: _constant(arg, device) for key, arg in op.kwargs},
+        kwargs,
         op.outputs,
         single,
     )

@@ -90,6 +90,7 @@ def _capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], n
         raise CaptureError(f"cannot capture {name}: an argument is not made of tensors: {error}") from None
     if not leaves:
         raise CaptureError(f"cannot capture {name}: give example inputs, at least one tensor")
+    leaves = [leaf.detach().clone() for leaf in leaves]  # aligned, and whole whatever the module does
     flat = _Flat(module, input_tree).eval()
     expected = _eager(flat, leaves, name)
     attempt = _Attempt(flat, leaves, _input_names(module, args, kwargs), expected, name)
@@ -105,15 +106,12 @@ def _capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], n
 
 
 def _eager(flat: _Flat, leaves: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
-    before = [leaf.clone() for leaf in leaves]
     try:
-        expected = [result.clone() for result in flat(tuple(leaves))]
+        expected = [result.clone() for result in flat(tuple(leaf.clone() for leaf in leaves))]
     except Exception as error:
         raise CaptureError(
             f"cannot capture {name}: the module fails on its example inputs: {_told(error)}"
         ) from error
-    for leaf, copy in zip(leaves, before, strict=True):
-        leaf.copy_(copy)  # a module that changes its inputs is refused later; its caller's stay whole
     if not expected:
         raise CaptureError(f"cannot capture {name}: its result holds no tensor")
     return expected

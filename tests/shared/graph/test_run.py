@@ -90,6 +90,20 @@ def test_the_device_can_finish_from_its_cut(name: str) -> None:
         assert len(sent) == len(cut.live)
 
 
+@pytest.mark.parametrize("name", ["residual", "class-token", "recurrent", "photograph"])
+def test_unaligned_inputs_give_the_same_bits(name: str) -> None:
+    module, args, kwargs = hard_networks.build(name)
+    program = exact(name)
+    leaves = program.graph.flatten(args, kwargs)
+    shifted = []
+    for leaf in leaves:
+        room = torch.empty(leaf.numel() + 1, dtype=leaf.dtype)[1:].view(leaf.shape)
+        shifted.append(room.copy_(leaf))
+        assert shifted[-1].data_ptr() % 64
+    for cut in program.graph.cuts:
+        assert all(map(same_bits, through(program, cut, shifted), eager(module, args, kwargs)))
+
+
 @pytest.mark.parametrize("name", ["residual", "cache-step", "class-token"])
 def test_a_finished_run_holds_its_outputs_only(name: str) -> None:
     program = exact(name)
