@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Child", "ChildError", "answer", "free_ports"]
+__all__ = ["Child", "ChildError", "answer", "free_ports", "run"]
 
 _LINE_LIMIT_BYTES = 16 * 2**20
 _LOG_LINES_SHOWN = 25
@@ -164,6 +164,34 @@ async def _run(commands: Mapping[str, Callable[..., Any]], request: dict[str, An
         return {"ok": await value if inspect.isawaitable(value) else value}
     except Exception as error:  # noqa: BLE001 - it is handed to the parent, which raises it there.
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def run(body: Coroutine[Any, Any, None]) -> None:
+    """``asyncio.run``, in which only the first Ctrl-C or SIGTERM counts.
+
+    It cancels ``body``, whose clean-up then runs to its end however impatient the person is.  Raises
+    KeyboardInterrupt afterwards.
+    """
+
+    async def stopped_once() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        told = False
+
+        def stop() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        await body
+
+    try:
+        asyncio.run(stopped_once())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _say(replies: Any, reply: dict[str, Any]) -> None:

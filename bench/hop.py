@@ -13,7 +13,6 @@ Device, gateways, replicas, proxy and echo are processes of their own; the devic
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import logging
 import os
@@ -25,7 +24,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.child import Child, free_ports
+from bench.child import Child, free_ports, run
 from bench.contract import Bench, spread
 from bench.hop_reply import check_reply
 from bench.ray_cluster import RayCluster
@@ -46,7 +45,7 @@ Hop = Callable[[int], Awaitable[float]]
 def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("hop", argv, description=(__doc__ or "").partition("\n")[0])
     bench.config = {"bytes": _SIZES, "requests": 30 if bench.quick else 300, "warm_up": 10}
-    asyncio.run(_run(bench))
+    run(_run(bench))
     return bench.finish()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.child import run
 from bench.contract import Bench, spread
 from bench.link_process import LinkProcess
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "round_trips": 20 if bench.quick else 100,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        asyncio.run(_measure(bench, Path(scratch)))
+        run(_measure(bench, Path(scratch)))
     return bench.finish()
 
 

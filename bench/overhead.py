@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from bench.child import run
 from bench.cloud_process import start_cloud
 from bench.contract import Bench, spread
 from bench.link_process import LinkProcess
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "allowed_share": _ALLOWED_SHARE,
     }
     rest: list[dict[str, Any]] = []
-    asyncio.run(_run(bench, rest))
+    run(_run(bench, rest))
     bench.show("where the rest goes, median ms", rest)
     bench.config["where_the_rest_goes"] = rest
     return bench.finish()

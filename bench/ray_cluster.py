@@ -22,6 +22,7 @@ __all__ = ["RayCluster"]
 
 _MARK = "SUTURE_BENCH_CLUSTER"
 _STARTED = "Ray runtime started"
+_MOST_SCANS, _CLEAN_SCANS, _SCAN_PAUSE_S = 100, 4, 0.1
 
 
 class RayCluster:
@@ -38,7 +39,7 @@ class RayCluster:
 
         Raises ChildError with Ray's own words when it does not start.
         """
-        port, client_port = free_ports(2)
+        port, client_port, dashboard_port, agent_port = free_ports(4)
         environment = {
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,11 +53,8 @@ class RayCluster:
         }
         argv = [_beside_python("ray"), "start", "--head", "--block", f"--port={port}"]
         argv += [f"--num-cpus={num_cpus}", f"--temp-dir={scratch}"]
-        argv += [
-            "--include-dashboard=false",
-            f"--ray-client-server-port={client_port}",
-            "--disable-usage-stats",
-        ]
+        argv += ["--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+        argv += [f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={agent_port}"]
         # The head must not take the address to join for one of another cluster.
         own = {**environment, "RAY_ADDRESS": ""}
         log = scratch / "ray-head.log"
@@ -92,15 +90,18 @@ def _beside_python(command: str) -> str:
 
 
 def _end_marked(mark: bytes) -> None:
-    # Again until none is left: one that is ended here may have been starting another.
-    for _ in range(100):
+    # Until none was seen several times over: one that is ended here may have been starting another, and
+    # one that is just starting has no environment to be read for a moment.
+    clean = 0
+    for _ in range(_MOST_SCANS):
         marked = [pid for pid in _own_processes() if mark in _environment(pid)]
-        if not marked:
-            return
         for pid in marked:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+        clean = 0 if marked else clean + 1
+        if clean == _CLEAN_SCANS:
+            return
+        time.sleep(_SCAN_PAUSE_S)
 
 
 def _own_processes() -> list[int]:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,11 +24,11 @@ import yaml
 from bench.child import Child, ChildError, free_ports
 from bench.link_process import LinkProcess
 from bench.ray_cluster import RayCluster
-from shared.errors import StartupError
 
 __all__ = ["Stage", "running_stage"]
 
-_SERVE_HTTP_PORT = 8000
+_SERVE = [str(Path(sys.executable).with_name("serve"))]
+_PATIENCE_S = 120.0
 _POLL_S = 0.2
 _NEAR = 1.5
 
@@ -64,20 +63,21 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def running_stage(
-    model: str, *, stretch: float, delay_ms: float, say: Callable[[str], None]
+    model: str, *, stretch: float, delay_ms: float, calibration: str, say: Callable[[str], None]
 ) -> AsyncIterator[Stage]:
     """Start everything, told step by step through ``say``; the link begins without a limit.
 
-    Raises StartupError or ChildError.
+    ``calibration`` is the factory of the agent's typical inputs, ``package.module:function``.
+
+    Raises ChildError with the log of what did not start.
     """
-    _require_free(_SERVE_HTTP_PORT)
     with contextlib.ExitStack() as calm:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 # A short path, because Ray puts Unix sockets below it, whose names may not be long.
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="suture-")))
                 ports = await _start_cloud(stack, scratch, model, say)
-                yield await _start_device(stack, scratch, model, ports, stretch, delay_ms, say)
+                yield await _start_device(stack, scratch, model, ports, stretch, delay_ms, calibration, say)
             finally:
                 say("ending everything that was started")
                 calm.enter_context(_no_interrupts())
@@ -91,7 +91,16 @@ async def _start_cloud(
     ray = await RayCluster.start(scratch)
     stack.push_async_callback(ray.stop)
     say("serve run cloud_cluster")
-    device_port, replica_port, load_port = free_ports(3)
+    # All ports are free ones, that of Serve's proxy included: 8000 is many people's.
+    device_port, replica_port, load_port, http_port = free_ports(4)
+    log = scratch / "serve.log"
+    options = ["--http-host=127.0.0.1", f"--http-port={http_port}"]
+    start = await Child.start(
+        "serve start", [*_SERVE, "start", *options], log, env=ray.environment, controlled=False
+    )
+    stack.push_async_callback(start.stop, 1.0)
+    if await start.wait(_PATIENCE_S) != 0:
+        raise ChildError(f"serve start ended with code {start.returncode}{start.tail()}")
     environment = {
         **ray.environment,
         "SUTURE_GATEWAY__DEVICE_PORT": str(device_port),
@@ -99,12 +108,11 @@ async def _start_cloud(
         "SUTURE_GATEWAY__LOAD_PORT": str(load_port),
         "SUTURE_CACHE_DIR": str(scratch / "cloud"),
     }
-    command = [str(Path(sys.executable).with_name("serve")), "run", "cloud_cluster"]
     serve = await Child.start(
-        "serve run cloud_cluster", command, scratch / "serve.log", env=environment, controlled=False
+        "serve run", [*_SERVE, "run", "cloud_cluster"], log, env=environment, controlled=False
     )
     stack.push_async_callback(serve.stop, 1.0)
-    await _wait_until_served(serve, model)
+    await _wait_until_served(serve, model, f"http://127.0.0.1:{http_port}/status")
     return device_port, load_port
 
 
@@ -115,6 +123,7 @@ async def _start_device(
     ports: tuple[int, int],
     stretch: float,
     delay_ms: float,
+    calibration: str,
     say: Callable[[str], None],
 ) -> Stage:
     """The link to the cloud's ``ports``, and behind it the agent, once that is online."""
@@ -130,44 +139,33 @@ async def _start_device(
         "socket": f"ipc://{scratch}/agent.sock",
         "cache_dir": str(scratch / "device"),
         "cloud": {"gateway": gateway, "load_feed": feed},
-        "models": [{"name": model}],
+        "models": [{"name": model, "calibration": {"factory": calibration}}],
     }
     path = scratch / "agent.yaml"
     await asyncio.to_thread(path.write_text, yaml.safe_dump(config))
     argv = [sys.executable, "-m", "bench.slow_agent", "--config", str(path), f"--stretch={stretch}"]
     agent = await Child.start("the agent", argv, scratch / "agent.log")
     stack.push_async_callback(agent.stop)
-    socket_path = str((await agent.ready(timeout_s=120.0))["socket"])
+    socket_path = str((await agent.ready(_PATIENCE_S))["socket"])
     stage = Stage(link, agent, socket_path, (await agent.call("facts"))[model])
     await stage.wait_for_link("online")
     return stage
 
 
-def _require_free(port: int) -> None:
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            pass
-    except OSError as error:
-        raise StartupError(
-            f"port {port}, which Ray Serve's HTTP proxy needs, is in use ({error.strerror}); end what "
-            "listens there, e.g. another Serve application, and start again"
-        ) from error
-
-
-async def _wait_until_served(serve: Child, model: str, timeout_s: float = 120.0) -> None:
+async def _wait_until_served(serve: Child, model: str, status: str) -> None:
     """Until the gateway itself says that a replica is there: `serve run` may fail with code 0."""
-    give_up_s = time.monotonic() + timeout_s
-    while not await asyncio.to_thread(_replicas_ready, model):
+    give_up_s = time.monotonic() + _PATIENCE_S
+    while not await asyncio.to_thread(_replicas_ready, model, status):
         if serve.returncode is not None:
             raise ChildError(f"serve run ended with code {serve.returncode}{serve.tail()}")
         if time.monotonic() > give_up_s:
-            raise ChildError(f"no replica of {model} in {timeout_s:g} s{serve.tail()}")
+            raise ChildError(f"no replica of {model} in {_PATIENCE_S:g} s{serve.tail()}")
         await asyncio.sleep(_POLL_S)
 
 
-def _replicas_ready(model: str) -> int:
+def _replicas_ready(model: str, status: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{_SERVE_HTTP_PORT}/status", timeout=2) as answer:
+        with urllib.request.urlopen(status, timeout=2) as answer:
             return int(json.load(answer)["models"][model]["ready"])
     except (OSError, urllib.error.URLError, ValueError, KeyError):
         # Not there yet; what is wrong for good ends in the time limit, with serve's own log.
@@ -176,7 +174,7 @@ def _replicas_ready(model: str) -> int:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """A second Ctrl-C while everything is being ended must not leave a cluster behind."""
+    """A first Ctrl-C while everything is being ended anyway must not leave a cluster behind."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

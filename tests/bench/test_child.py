@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -64,6 +66,43 @@ async def test_a_child_that_ignores_its_order_to_leave_is_ended_with_all_it_star
     assert child.returncode == -9
     grandchild = int(log.read_text())
     await asyncio.to_thread(wait_until, lambda: not runs(grandchild))
+
+
+STUBBORN = """
+import asyncio
+from bench.child import run
+
+async def body():
+    try:
+        print("ready", flush=True)
+        await asyncio.sleep(600)
+    finally:
+        print("ending", flush=True)
+        await asyncio.sleep(0.3)
+        print("ended", flush=True)
+
+run(body())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_only_the_first_order_to_stop_counts(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts jobs in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(number)
+    rest, errors = process.communicate(timeout=30)
+    assert rest == "ended\n"
+    assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
 def runs(pid: int) -> bool:

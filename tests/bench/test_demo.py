@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.demo import Judge, main
+from bench.demo import Judge, calibration_calls
 from bench.photos import load_photos
 from edge_agent.result import Result, Where
 
@@ -28,20 +27,18 @@ def test_the_judge_tells_right_from_wrong() -> None:
     right, error = judge.compare(photo, answer(shifted, "uint8"))
     assert right
     assert error == pytest.approx(0.01, rel=1e-3)
-    assert not judge.compare(photo, answer(shifted, "float32"))[0]
+    assert not judge.compare(photo, answer(shifted, "float32+lz4"))[0]
+    assert not judge.compare(photo, answer(shifted, "raw+zstd"))[0]
     assert not judge.compare(photo, answer(shifted, ""))[0], "the device alone loses nothing either"
 
     assert not judge.compare(photo, answer(-expected, "uint8"))[0]
     assert judge.compare(photo, answer(expected[:, :999], "uint8")) == (False, float("inf"))
 
 
-def test_a_port_in_use_is_said_before_anything_is_started(capfd: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 8000))
-        taken.listen()
-        assert main(["--quick"]) == 3
-    shown = capfd.readouterr().out
-    assert "port 8000" in shown
-    assert "in use" in shown
-    assert "Traceback" not in shown
+def test_the_agent_is_calibrated_on_other_images_than_it_is_sent() -> None:
+    sent = {photo.image.tobytes() for photo in load_photos()}
+    calls = calibration_calls()
+    assert len(calls) == len(sent)
+    for (image,) in calls:
+        assert (image.shape, image.dtype) == ((1, 3, 224, 224), np.uint8)
+        assert image.tobytes() not in sent

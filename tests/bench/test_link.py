@@ -67,6 +67,11 @@ def send_until_blocked(sock: socket.socket, at_most: int) -> int:
     pytest.fail(f"{accepted} bytes were accepted and nothing pushed back")
 
 
+def connect_and_read(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        return client.recv(1)
+
+
 def is_silent(sock: socket.socket) -> bool:
     sock.settimeout(0.15)
     try:
@@ -211,10 +216,8 @@ def test_a_recording_goes_on_to_its_next_rate(pair: Pair, relay: LinkRelay) -> N
 
 def test_nobody_upstream_looks_like_a_broken_connection(server: socket.socket, relay: LinkRelay) -> None:
     server.close()
-    client = socket.create_connection(("127.0.0.1", relay.ports[0]), timeout=10)
     with pytest.raises(ConnectionResetError):
-        client.recv(1)
-    client.close()
+        connect_and_read(relay.ports[0])
 
 
 def test_a_port_in_use_is_an_error_and_leaves_nothing_behind(server: socket.socket) -> None:
