@@ -9,14 +9,17 @@ Nothing else is slower: not the agent's own bookkeeping, and not the link.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_agent.agent import RunnerFactory
-from edge_agent.runner import Runner
+from edge_agent.runner import Runner, Work
+from shared.graph import Program, State
+from shared.plan.profile import Profile
 
-__all__ = ["StretchedRunner", "stretched"]
+__all__ = ["RepeatingRunner", "StretchedRunner", "stretched"]
 
 T = TypeVar("T")
 
@@ -52,3 +55,44 @@ class StretchedRunner(Runner):
 def stretched(factor: float) -> RunnerFactory:
     """What makes the agent's compute ``factor`` times as long."""
     return partial(StretchedRunner, factor)
+
+
+class RepeatingRunner(Runner):
+    """A :class:`edge_agent.runner.Runner` that does all of its compute ``factor`` times over.
+
+    Where a sleep multiplies whatever happened to one short run, cold caches after the sleep before it
+    included, repeated work takes ``factor`` ordinary runs: it suits measurements that ask how well a
+    profile predicts.  It occupies a processor, however.  ``factor`` may change between requests;
+    ``profiles`` are those that were measured or kept, of ``factor`` as it was then.
+    """
+
+    def __init__(self, factor: int, device: str = "cpu", threads: int | None = None) -> None:
+        if factor < 1:
+            raise ValueError(f"compute cannot be repeated {factor} times")
+        self.factor = factor
+        self.profiles: dict[str, Profile] = {}
+        super().__init__(device, threads)
+
+    @property
+    def profile_device(self) -> str:
+        return f"{super().profile_device} repeated {self.factor}x"
+
+    def profile_clock(self) -> float:
+        return super().profile_clock() * self.factor
+
+    async def profile(self, name: str, *args: Any, **kwargs: Any) -> Profile:
+        self.profiles[name] = await super().profile(name, *args, **kwargs)
+        return self.profiles[name]
+
+    def _timed(self, section: str, body: Callable[[], T]) -> tuple[T, float]:
+        value, total_ms = super()._timed(section, body)
+        # What computes lets go of what it has used, so that it is repeated where there is a copy.
+        for _ in range(0 if section == "compute" else self.factor - 1):
+            total_ms += super()._timed(section, body)[1]
+        return value, total_ms
+
+    def _run(self, program: Program, state: State, units: Sequence[int], work: Work) -> float:
+        total_ms = 0.0
+        for _ in range(self.factor - 1):
+            total_ms += super()._run(program, replace(state, slots=state.slots.copy()), units, work)
+        return total_ms + super()._run(program, state, units, work)
