@@ -123,8 +123,11 @@ class LinkRelay:
 
     def stop(self) -> None:
         """Drop every connection and end the thread."""
-        self._do(self._end_loop)
-        self._thread.join()
+        try:
+            self._do(self._end_loop)
+        finally:
+            self._thread.join()
+            self._wake_write.close()  # not the loop's to close: the caller may be about to wake it
 
     def set_rate(self, uplink_bps: float, downlink_bps: float | None = None) -> None:
         """From now on, also for what is queued; ends a replay.  ``downlink_bps`` stays when left out."""
@@ -197,7 +200,6 @@ class LinkRelay:
             self._close_all()
             self._close_listeners()
             self._wake_read.close()
-            self._wake_write.close()
             self._selector.close()
 
     def _turn(self) -> float:
