@@ -188,8 +188,9 @@ class EdgeAgent:
         before the first."""
         return self._pipeline.controller.prediction_error(self._served(model).name)
 
-    def pin(self, model: str, cut: int | Cut, codec: Codec = Codec.FLOAT32) -> None:
-        """Use this cut and codec whenever the cloud is there.  Raises PlanError when there is no such."""
+    def pin(self, model: str, cut: int | Cut, codec: Codec | tuple[Codec, ...] = Codec.FLOAT32) -> None:
+        """Use this cut and codec, or these for each of its tensors, whenever the cloud is there.  Raises
+        PlanError when there is no such."""
         self._pipeline.controller.pin(self._served(model).name, cut, codec)
 
     def unpin(self, model: str) -> None:

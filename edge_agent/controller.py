@@ -256,15 +256,16 @@ class Controller:
             )
         return decision
 
-    def pin(self, model: str, cut: int | Cut, codec: Codec = Codec.FLOAT32) -> None:
-        """Always choose this cut and codec while the cloud can be reached.  Raises PlanError when the
-        network has no such cut or a constraint excludes it."""
+    def pin(self, model: str, cut: int | Cut, codec: Codec | tuple[Codec, ...] = Codec.FLOAT32) -> None:
+        """Always choose this cut and codec while the cloud can be reached; or one codec for each tensor of
+        the cut, as in :meth:`shared.plan.rows.Rows.codecs_of`.  Raises PlanError when the network has no
+        such cut or row, or when a constraint excludes it."""
         planned = self._model(model)
         if isinstance(cut, int):
             if not 0 <= cut < len(planned.graph.cuts):
                 raise PlanError(f"{model} has cuts 0 to {len(planned.graph.cuts) - 1}, not {cut}")
             cut = planned.graph.cuts[cut]
-        planned.pin(cut, codec)
+        planned.pin(cut, *(codec if isinstance(codec, tuple) else (codec,)))
 
     def unpin(self, model: str) -> None:
         self._model(model).unpin()

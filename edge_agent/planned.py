@@ -90,7 +90,7 @@ class PlannedModel:
         if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
             self._check_pinned_cut()
         self._rebuild()
-        self._pinned: tuple[Cut, Codec] | None = None
+        self._pinned: tuple[Cut, tuple[Codec, ...]] | None = None
         self._decided_under: Conditions | None = None
         self._valid_until_ms = -math.inf
         self._better_since_ms: float | None = None
@@ -139,15 +139,19 @@ class PlannedModel:
         if now_ms - latency_ms < self._load_ms:
             self._own_done_ms += cloud_ms
 
-    def pin(self, cut: Cut, codec: Codec) -> None:
-        """Raises PlanError when a constraint excludes the pair."""
-        if codec not in self._menu:
+    def pin(self, cut: Cut, *codecs: Codec) -> None:
+        """One codec for all tensors of the cut, or one for each.  Raises PlanError when a constraint
+        excludes the row, or when the codecs for each are no candidate."""
+        label = ", ".join(codec.label for codec in dict.fromkeys(codecs))
+        row = self._candidates.find(cut, *codecs)
+        mixed = len(set(codecs)) > 1
+        if row is None if mixed else codecs[0] not in self._menu:
             allowed = ", ".join(each.label for each in self._menu)
-            raise PlanError(f"{self.name} may use {allowed}, not {codec.label}")
+            raise PlanError(f"{self.name} may use {allowed}, not {label}" + " at once" * mixed)
         for each in self.excluded:
-            if (each.cut, each.codec) == (cut, codec):
-                raise PlanError(f"{self.name} may not be cut at {cut.name} in {codec.label}: {each.reason}")
-        self._pinned = (cut, codec)
+            if each.row == row:
+                raise PlanError(f"{self.name} may not be cut at {cut.name} in {label}: {each.reason}")
+        self._pinned = (cut, codecs)
         self._valid_until_ms = -math.inf
 
     def unpin(self) -> None:
@@ -367,12 +371,13 @@ class PlannedModel:
         """An earlier decision's row among the rows of now."""
         if decision.rows is self.rows:
             return decision.row
-        return self.rows.find(decision.cut, decision.codec)
+        return self.rows.find(decision.cut, *(decision.codecs or (decision.codec,)))
 
     def _pinned_row(self, scores: Scores) -> int | None:
         if self._pinned is None:
             return None
-        row = self.rows.find(*self._pinned)
+        cut, codecs = self._pinned
+        row = self.rows.find(cut, *codecs)
         return row if row is not None and np.isfinite(scores.cost[row]) else None
 
     def _reason(self, before: Decision, row: int, conditions: Conditions, problem: str) -> str:

@@ -43,10 +43,9 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """One row that is no candidate: its cut, its codec and why, naming the constraint."""
+    """One row that is no candidate: its number among all rows, and why, naming the constraint."""
 
-    cut: Cut
-    codec: Codec
+    row: int
     reason: str
 
 
@@ -70,7 +69,7 @@ def constrain(
         reason = _reason(rows, row, constraints, gate, private)
         if reason:
             keep[row] = False
-            excluded.append(Excluded(rows.cut_of(row), rows.codec_of(row), reason))
+            excluded.append(Excluded(row, reason))
     kept = rows.select(keep)
     if constraints.cut is not None:
         _check_pinned(rows, kept, graph, constraints, gate, private)
@@ -116,15 +115,15 @@ def _reason(
     rows: Rows, row: int, constraints: Constraints, gate: Gate | None, private: Sequence[bool]
 ) -> str:
     """Why a row is no candidate; empty when it is one."""
-    cut, codec = rows.cut_of(row), rows.codec_of(row)
+    cut = rows.cut_of(row)
     if constraints.cut is not None and cut.index != constraints.cut:
         return f"cut: pinned to {constraints.cut}"
     if not private[int(rows.cut[row])]:
         return "input_never_leaves: the input could be read from what crosses here"
-    if constraints.codecs is not None and codec not in constraints.codecs:
+    if constraints.codecs is not None and not _are_allowed(rows, row, constraints.codecs):
         return "codecs: not among those allowed"
     if gate is not None:
-        fidelity = gate.fidelity(cut.live, codec)
+        fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
         if fidelity is None:
             return "min_agreement: the agreement of this pair was not measured"
         if fidelity.agreement < constraints.min_agreement:
@@ -133,6 +132,18 @@ def _reason(
     if constraints.max_uplink_bytes is not None and payload > constraints.max_uplink_bytes:
         return f"max_uplink_bytes: {payload:.0f} bytes are more than {constraints.max_uplink_bytes}"
     return ""
+
+
+def _are_allowed(rows: Rows, row: int, allowed: Sequence[Codec]) -> bool:
+    """Whether a row's codecs may be used.  For a tensor of a mix that is not of floats, any codec with its
+    entropy stage is the same."""
+    if rows.mix[row] < 0:
+        return rows.codec_of(row) in allowed
+    stages = {codec.stage for codec in allowed}
+    return all(
+        codec in allowed or (slot not in rows.float_slots and codec.stage in stages)
+        for slot, codec in zip(rows.cut_of(row).live, rows.codecs_of(row), strict=True)
+    )
 
 
 def _check_pinned(
@@ -162,17 +173,19 @@ def _check_pinned(
             f"({graph.cuts[nearest].name})"
         )
     if constraints.codecs is not None:
-        at_cut = [row for row in at_cut if rows.codec_of(row) in constraints.codecs]
+        at_cut = [row for row in at_cut if _are_allowed(rows, row, constraints.codecs)]
         if not at_cut:
             there = ", ".join(
-                rows.codec_of(row).label for row in range(len(rows)) if rows.cut_of(row).index == index
+                rows.codec_of(row).label
+                for row in range(len(rows))
+                if rows.cut_of(row).index == index and rows.mix[row] < 0
             )
             raise PlanError(f"{pinned} none of the allowed codecs can be used there; possible are {there}")
     if gate is not None:
         agreements = {
             row: 0.0 if fidelity is None else fidelity.agreement
             for row in at_cut
-            for fidelity in [gate.fidelity(cut.live, rows.codec_of(row))]
+            for fidelity in [gate.fidelity(cut.live, *rows.codecs_of(row))]
         }
         at_cut = [row for row in at_cut if agreements[row] >= constraints.min_agreement]
         if not at_cut:

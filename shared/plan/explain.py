@@ -7,13 +7,13 @@ An explanation is made for people and may take some milliseconds; the controller
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.plan.constraints import Constraints, Excluded, constrain
+from shared.plan.constraints import Constraints, constrain
 from shared.plan.energy import Power, energy_mj
 from shared.plan.gate import Gate
 from shared.plan.latency import Conditions, latency_ms, stage_ms
@@ -178,8 +178,8 @@ def explain(
         excluded = reasons.get(row, "")
         if not excluded and not math.isfinite(cost):
             excluded = _why_not(problem, kept[row], conditions)
-        cut, codec = rows.cut_of(row), rows.codec_of(row)
-        fidelity = None if gate is None else gate.fidelity(cut.live, codec)
+        cut = rows.cut_of(row)
+        fidelity = None if gate is None else gate.fidelity(cut.live, *rows.codecs_of(row))
         candidates.append(
             Candidate(
                 row=row,
@@ -210,7 +210,7 @@ def pose(
 ) -> tuple[Problem, dict[int, str]]:
     """The problem, and for every row that a constraint takes out of it the reason."""
     kept, excluded = constrain(rows, graph, constraints, gate)
-    reasons = dict(_numbered(rows, excluded))
+    reasons = {each.row: each.reason for each in excluded}
     problem = Problem(
         rows=kept,
         original=tuple(row for row in range(len(rows)) if row not in reasons),
@@ -219,16 +219,6 @@ def pose(
         pinned=constraints.cut not in (None, rows.cut_of(rows.local).index),
     )
     return problem, reasons
-
-
-def _numbered(rows: Rows, excluded: Sequence[Excluded]) -> Iterator[tuple[int, str]]:
-    """The row of each exclusion; both are in the order of the rows."""
-    row = 0
-    for each in excluded:
-        while rows.cut_of(row) is not each.cut or rows.codec_of(row) is not each.codec:
-            row += 1
-        yield row, each.reason
-        row += 1
 
 
 def _explanation(

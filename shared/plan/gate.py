@@ -67,11 +67,20 @@ class Gate:
     samples: int
     measured: Mapping[tuple[int, ...], Mapping[Form, Fidelity]]
 
-    def fidelity(self, live: tuple[int, ...], codec: Codec) -> Fidelity | None:
-        """That of sending ``live`` in ``codec``; None when it was not measured."""
-        if codec.form is Form.EXACT or not live:
+    def fidelity(self, live: tuple[int, ...], *codecs: Codec) -> Fidelity | None:
+        """That of sending ``live`` in one codec or in one for each; None when it was not measured.
+
+        What was measured is all of ``live`` in one form.  A mix is taken to be as bad as the worst of its
+        forms, each of which was then measured on more tensors than the mix has it for.
+        """
+        lossy = {codec.form for codec in codecs if codec.form is not Form.EXACT}
+        if not lossy or not live:
             return _SAME
-        return self.measured.get(live, {}).get(codec.form)
+        measured = self.measured.get(live, {})
+        if not lossy <= measured.keys():
+            return None
+        worst = [measured[form] for form in lossy]
+        return Fidelity(min(each.agreement for each in worst), max(each.error for each in worst))
 
     def to_json(self) -> str:
         return json.dumps(

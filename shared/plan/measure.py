@@ -11,11 +11,11 @@ from statistics import fmean, median, quantiles
 
 import torch
 
-from shared.codec import Codec, decode, encode
+from shared.codec import Codec, Form, decode, encode
 from shared.graph.ir import Graph
 from shared.graph.run import Program
 from shared.plan.profile import CodecCost, Profile, ProfileKey
-from shared.tensor import TensorSpec
+from shared.tensor import DType, TensorSpec
 
 __all__ = ["Progress", "measure_profile"]
 
@@ -43,6 +43,7 @@ def measure_profile(
 
     ``examples`` are input leaves in the order of ``graph.inputs``, at batch 1 where the network's batch is
     free.  Times are taken on the first; payload sizes are means over all, on their real activations.
+    A tensor that is not of floats is the same under every form, and is measured once for each entropy stage.
     ``clock`` gives seconds.  Takes about ``repeats`` runs of the network twice over, and for every tensor
     that can cross a cut a few encodings and decodings in each codec.
     """
@@ -69,13 +70,16 @@ def measure_profile(
         whole_samples.append(_median_ms(lambda: program(leaves), program.device, clock, 1))
         step()
 
-    sizes: dict[int, dict[Codec, list[float]]] = {slot: {codec: [] for codec in codecs} for slot in slots}
+    sent_as = {slot: {codec: _as_sent(codec, graph.values[slot].dtype) for codec in codecs} for slot in slots}
+    sizes: dict[int, dict[Codec, list[float]]] = {
+        slot: {codec: [] for codec in sent_as[slot].values()} for slot in slots
+    }
     times: dict[int, dict[Codec, tuple[float, float]]] = {slot: {} for slot in slots}
     for example in examples:
         batch = program.start(example).batch
         for slot, tensor in _activations(program, example, slots):
             spec = graph.values[slot].at(batch)
-            for codec in codecs:
+            for codec in sizes[slot]:
                 if codec not in times[slot]:
                     times[slot][codec] = _codec_ms(tensor, codec, slot, spec, program.device, clock)
                 elif codec is codec.plain:
@@ -90,10 +94,18 @@ def measure_profile(
         whole_spread_ms=_half_quartiles(whole_samples),
         repeats=repeats,
         payloads={
-            slot: {codec: CodecCost(fmean(sizes[slot][codec]), *times[slot][codec]) for codec in codecs}
+            slot: {
+                codec: CodecCost(fmean(sizes[slot][sent]), *times[slot][sent])
+                for codec, sent in sent_as[slot].items()
+            }
             for slot in slots
         },
     )
+
+
+def _as_sent(codec: Codec, dtype: DType) -> Codec:
+    """The lossless codec with the same entropy stage where the form changes nothing."""
+    return codec if dtype.is_float else Codec.of(Form.EXACT, codec.stage)
 
 
 def _sendable_slots(graph: Graph) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from shared.plan.cache import keep
 
 __all__ = ["CodecCost", "Profile", "ProfileKey", "load_profile", "save_profile", "this_machine"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def this_machine() -> str:

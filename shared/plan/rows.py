@@ -1,4 +1,4 @@
-"""The candidates of a plan: one row per cut and codec, with what it costs per stage.
+"""The candidates of a plan: one row per cut and codec, or codecs, with what it costs per stage.
 
 Rows are built when a profile or a card arrives and are then only multiplied
 (:func:`shared.plan.latency.latency_ms`), so everything that depends on the network alone is summed here.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.codec import Codec, Form
+from shared.plan.payloads import LOSSLESS, PLAIN, sendable_payloads
 from shared.plan.profile import CodecCost, Profile
 from shared.plan.stages import POSITION, STAGES, Stage
 
@@ -22,18 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FAITHFUL", "LOSSLESS", "PLAIN", "Rows", "build_rows", "decode_scale", "output_costs"]
 
-PLAIN = Codec.FLOAT32
-"""The codec of outputs, of inputs that are not floats, and of the row that sends nothing."""
-
-LOSSLESS = (Codec.FLOAT32, Codec.FLOAT32_LZ4, Codec.FLOAT32_ZSTD)
-"""All that can differ for a tensor that is not of floats: the other codecs leave it as it is."""
-
 FAITHFUL = tuple(codec for codec in Codec if codec.form is not Form.INT4)
 """The codecs that changed no answer of a trained classifier.  Four bits changed one in eight, so that they
 are a candidate only where someone asks for them."""
 
 _COPY_BYTES_PER_MS = 2e6
 """The rate of a plain copy, for outputs that were not profiled."""
+
+_LONGEST_LABEL = 60
 
 _FASTEST_DECODE, _SLOWEST_DECODE = 0.1, 2.0
 """How far a cloud's decoding may be assumed to differ from the device's, before it is measured."""
@@ -46,12 +44,19 @@ class Rows:
 
     ``cut[row]`` indexes ``cuts``, ``codec[row]`` is a :class:`Codec`; exactly one row, ``local``, sends
     nothing.  ``floats`` says whether some tensor of the row is of floats, which all that is lossy rests on.
-    Rows are ordered by cut, then codec.
+
+    Where several tensors cross, a row may be a mix, which has a codec for each: ``mixes[mix[row]]`` then
+    lists them in the order of the cut's live slots, 0 beyond the last, and ``codec[row]`` is that of the
+    largest tensor.  ``mix[row]`` is -1 for all others.  A tensor that is not of floats is in a mix by its
+    lossless codec.  Rows are ordered by cut, and at each cut by codec with the mixes last.
     """
 
     cuts: tuple[Cut, ...]
     cut: NDArray[np.int64]
     codec: NDArray[np.int64]
+    mix: NDArray[np.int64]
+    mixes: NDArray[np.int64]
+    float_slots: frozenset[int]
     tensors: NDArray[np.int64]
     floats: NDArray[np.bool_]
     remote: NDArray[np.bool_]
@@ -92,6 +97,7 @@ class Rows:
         return self.column(Stage.DOWNLINK)
 
     def codec_of(self, row: int) -> Codec:
+        """The row's codec; of a mix that of its largest tensor."""
         return Codec(int(self.codec[row]))
 
     def cut_of(self, row: int) -> Cut:
@@ -99,18 +105,36 @@ class Rows:
 
     def codecs_of(self, row: int) -> tuple[Codec, ...]:
         """One codec per live tensor of the row's cut, in the order of ``cut.live``."""
-        return (self.codec_of(row),) * len(self.cut_of(row).live)
+        count = len(self.cut_of(row).live)
+        mix = int(self.mix[row])
+        if mix < 0:
+            return (self.codec_of(row),) * count
+        return tuple(Codec(number) for number in self.mixes[mix, :count].tolist())
 
     def label_of(self, row: int) -> str:
         """How the row's tensors travel, for people: the codec's label; ``raw`` and the entropy stage where
-        none is of floats, which no codec rewrites; empty when nothing is sent."""
+        none is of floats, which no codec rewrites; empty when nothing is sent.
+
+        A mix lists its tensors in order, equal neighbours once: ``uint8+zstd, 2x raw+lz4``; where that
+        gets long it names the largest tensor's only.
+        """
         if not self.remote[row]:
             return ""
-        label = self.codec_of(row).label
-        return label if self.floats[row] else label.replace(PLAIN.label, "raw")
+        if self.mix[row] < 0:
+            return _label(self.codec_of(row), bool(self.floats[row]))
+        labels = [
+            _label(codec, slot in self.float_slots)
+            for slot, codec in zip(self.cut_of(row).live, self.codecs_of(row), strict=True)
+        ]
+        runs = [(label, len(list(run))) for label, run in groupby(labels)]
+        text = ", ".join(label if count == 1 else f"{count}x {label}" for label, count in runs)
+        if len(text) <= _LONGEST_LABEL:
+            return text
+        return f"mixed: {self.codec_of(row).label} and others for {len(labels)} tensors"
 
-    def find(self, cut: Cut, codec: Codec) -> int | None:
-        """The row of a cut and codec; the local row's codec is ignored.  None when there is no such row.
+    def find(self, cut: Cut, *codecs: Codec) -> int | None:
+        """The row of a cut and one codec for all of its tensors, or one for each; the local row's codec is
+        ignored.  None when there is no such row.
 
         Where a cut has lossless rows only, a lossy codec means the one with the same entropy stage.
         """
@@ -118,7 +142,11 @@ class Rows:
             return self.local
         if cut not in self.cuts:
             return None
-        rows = {self.codec_of(row): row for row in np.flatnonzero(self.cut == self.cuts.index(cut)).tolist()}
+        at_cut = np.flatnonzero(self.cut == self.cuts.index(cut)).tolist()
+        if len(set(codecs)) > 1:
+            return next((row for row in at_cut if self.mix[row] >= 0 and self.codecs_of(row) == codecs), None)
+        codec = codecs[0]
+        rows = {self.codec_of(row): row for row in at_cut if self.mix[row] < 0}
         if rows.keys() <= set(LOSSLESS):
             codec = Codec.of(PLAIN.form, codec.stage)
         return rows.get(codec)
@@ -132,6 +160,9 @@ class Rows:
             cuts=self.cuts,
             cut=self.cut[kept],
             codec=self.codec[kept],
+            mix=self.mix[kept],
+            mixes=self.mixes,
+            float_slots=self.float_slots,
             tensors=self.tensors[kept],
             floats=self.floats[kept],
             remote=self.remote[kept],
@@ -152,8 +183,10 @@ def build_rows(
 
     ``cloud_unit_ms`` is the card's; when it is empty there is no cloud to plan for, and the local row is
     all there is.  ``cuts`` are the graph's own unless wider ones are given; the one without cloud units
-    must be among them.  A pair whose payload was never measured is not a candidate.  Raises ValueError
-    when the number of units does not fit the graph.
+    must be among them.  A pair whose payload was never measured is not a candidate.  Where several tensors
+    cross, the mixes of ``codecs`` that are optimal for some uplink are candidates beside the codecs
+    themselves (:func:`shared.plan.mixes.best_mixes`).  Raises ValueError when the number of units does not
+    fit the graph.
     """
     units = len(graph.units)
     if len(profile.unit_ms) != units:
@@ -165,31 +198,29 @@ def build_rows(
     senders = [index for index, cut in enumerate(candidates) if cut.cloud_units] if cloud_unit_ms else []
     sending = [candidates[index] for index in senders]
 
+    device, cloud = np.array(profile.unit_ms), np.array(cloud_unit_ms)
     menu = np.array(sorted({int(codec) for codec in codecs} | {int(PLAIN)}))
-    costs, sendable, has_floats = _payload_costs(graph, profile, sending, menu)
-    which, choice = np.nonzero(sendable)
-    count = len(which)
+    payloads = sendable_payloads(
+        graph, profile, sending, menu, decode_scale(device, cloud) if senders else 1.0
+    )
+    count = len(payloads.which)
 
-    device = np.array(profile.unit_ms)
     columns = np.zeros((len(STAGES), count + 1))  # the local row last, moved to its place at the end
     stage = {name: columns[POSITION[name], :count] for name in STAGES}
     columns[POSITION[Stage.QUEUE]] = columns[POSITION[Stage.OVERHEAD]] = 1.0
     columns[POSITION[Stage.DEVICE], count] = device.sum()
     if senders:
-        cloud = np.array(cloud_unit_ms)
-        decoding = decode_scale(device, cloud)
+        which = payloads.which
         results = _result_costs(graph, profile, sending)
         stage[Stage.DEVICE][:] = _prefix_sums(device, sending)[which]
-        stage[Stage.ENCODE][:] = costs[which, choice, 1]
-        stage[Stage.UPLINK][:] = costs[which, choice, 0]
+        stage[Stage.UPLINK][:], stage[Stage.ENCODE][:], stage[Stage.DECODE][:] = payloads.costs.T
         stage[Stage.NETWORK][:] = stage[Stage.WAIT][:] = 1.0
-        stage[Stage.DECODE][:] = costs[which, choice, 2] * decoding
         stage[Stage.CLOUD][:] = np.maximum(cloud.sum() - _prefix_sums(cloud, sending), 0.0)[which]
-        stage[Stage.RESULT_ENCODE][:] = results[which, 1] * decoding
+        stage[Stage.RESULT_ENCODE][:] = results[which, 1] * decode_scale(device, cloud)
         stage[Stage.DOWNLINK][:] = results[which, 0]
         stage[Stage.RESULT_DECODE][:] = results[which, 2]
 
-    cut = np.array(senders, dtype=np.int64)[which]
+    cut = np.array(senders, dtype=np.int64)[payloads.which]
     place = int(np.searchsorted(cut, local))
     order = np.insert(np.arange(count), place, count)
     live_counts = np.array([len(each.live) for each in candidates])
@@ -197,14 +228,21 @@ def build_rows(
     return Rows(
         cuts=candidates,
         cut=cut,
-        codec=np.append(menu[choice], int(PLAIN))[order],
+        codec=np.append(payloads.codec, int(PLAIN))[order],
+        mix=np.append(payloads.mix, -1)[order],
+        mixes=payloads.mixes,
+        float_slots=frozenset(slot for slot, value in graph.values.items() if value.dtype.is_float),
         tensors=live_counts[cut],
-        floats=np.append(has_floats[which], False)[order],
+        floats=np.append(payloads.floats, False)[order],
         remote=order != count,
         local=place,
         columns=np.ascontiguousarray(columns[:, order]),
         largest_payload_bytes=float(columns[POSITION[Stage.UPLINK]].max()),
     )
+
+
+def _label(codec: Codec, is_float: bool) -> str:
+    return codec.label if is_float else codec.label.replace(PLAIN.label, "raw")
 
 
 def _prefix_sums(unit_ms: NDArray[np.float64], cuts: Sequence[Cut]) -> NDArray[np.float64]:
@@ -213,41 +251,6 @@ def _prefix_sums(unit_ms: NDArray[np.float64], cuts: Sequence[Cut]) -> NDArray[n
     return np.array(
         [sums[cut.index] if cut.index >= 0 else unit_ms[list(cut.edge_units)].sum() for cut in cuts]
     )
-
-
-def _payload_costs(
-    graph: Graph, profile: Profile, cuts: Sequence[Cut], menu: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Bytes, encode ms and decode ms of every (cut, codec), which of the pairs are candidates, and which of
-    the cuts send floats.
-
-    A pair is none when a tensor of the cut was not measured in that codec, or when the codec differs from
-    another one for float tensors only and the cut has none.
-    """
-    slots = sorted({slot for cut in cuts for slot in cut.live})
-    place = {slot: index for index, slot in enumerate(slots)}
-    unknown = (np.nan, np.nan, np.nan)
-    table = np.array(
-        [
-            [profile.payloads.get(slot, {}).get(Codec(codec), unknown) for codec in menu.tolist()]
-            for slot in slots
-        ],
-        dtype=np.float64,
-    ).reshape(len(slots), len(menu), 3)
-    floats = np.array([graph.values[slot].dtype.is_float for slot in slots], dtype=np.bool_)
-
-    costs = np.zeros((len(cuts), len(menu), 3))
-    has_floats = np.zeros(len(cuts), dtype=np.bool_)
-    full = [index for index, cut in enumerate(cuts) if cut.live]
-    if full:
-        flat = np.array([place[slot] for index in full for slot in cuts[index].live])
-        starts = np.cumsum([0] + [len(cuts[index].live) for index in full[:-1]])
-        costs[full] = np.add.reduceat(table[flat], starts, axis=0)
-        has_floats[full] = np.logical_or.reduceat(floats[flat], starts)
-    lossless = np.isin(menu, [int(codec) for codec in LOSSLESS])
-    empty = np.array([not cut.live for cut in cuts], dtype=np.bool_)
-    allowed = np.where(empty[:, None], menu == int(PLAIN), has_floats[:, None] | lossless)
-    return costs, allowed & ~np.isnan(costs).any(axis=2), has_floats
 
 
 def _result_costs(graph: Graph, profile: Profile, cuts: Sequence[Cut]) -> NDArray[np.float64]:

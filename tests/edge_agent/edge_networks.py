@@ -52,6 +52,18 @@ class Words(nn.Module):
         return self.head(self.table(tokens)).sum(1)
 
 
+class Masked(nn.Module):
+    """Floats and integers in, both of which cross the first cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4096, 8)
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(values)
+        return torch.tanh(self.first(x * mask.clamp(max=1).float()))
+
+
 def photos() -> tuple[nn.Module, tuple[torch.Tensor]]:
     torch.manual_seed(1)
     return Photos().eval(), (BATCH_ONE,)
@@ -67,6 +79,11 @@ def trees() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     torch.manual_seed(3)
     pair = (torch.randn(1, 4), torch.randn(1, 4))
     return Trees().eval(), (pair,), {"extra": {"bias": torch.randn(1, 3)}}
+
+
+def masked() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(5)
+    return Masked().eval(), (torch.randn(1, 4096), torch.arange(4096).reshape(1, 4096) % 2)
 
 
 def words() -> tuple[nn.Module, tuple[torch.Tensor]]:

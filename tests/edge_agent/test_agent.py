@@ -19,7 +19,7 @@ from edge_agent.guard import Guard
 from edge_agent.link import LinkState
 from edge_agent.result import Result, Where
 from edge_agent.runner import Runner
-from shared.codec import Codec, encode
+from shared.codec import Codec, Form, encode
 from shared.errors import (
     ConfigError,
     DeadlineError,
@@ -153,6 +153,28 @@ async def test_lossy_codecs_batches_and_the_planners_own_choice(cache_dir: Path)
             check(await agent.infer("photos", IMAGE))
             with pytest.raises(PlanError):
                 agent.pin("photos", 99)
+
+
+async def test_a_codec_for_each_tensor_of_a_cut(cache_dir: Path) -> None:
+    side = torch.randint(0, 3, (1, 4096), dtype=torch.int64)
+    values = torch.randn(1, 4096)
+    async with InProcessCloud(cloud_config(cache_dir, model("masked"))) as cloud:
+        config = agent_config(cache_dir, cloud.device_endpoint, model("masked"))
+        async with EdgeAgent.from_config(config) as agent:
+            rows = agent.decision("masked").rows
+            mixes = [row for row in range(len(rows)) if rows.mix[row] >= 0]
+            assert mixes
+            want = eager(networks.masked, values, side).numpy()
+            for row in mixes:
+                codecs = rows.codecs_of(row)
+                agent.pin("masked", rows.cut_of(row), codecs)
+                result = await agent.infer("masked", values, side)
+                assert result.codec == rows.label_of(row)
+                assert result.fallback is None
+                exact = {codec.form for codec in codecs} == {Form.EXACT}
+                np.testing.assert_allclose(result.outputs, want, atol=1e-5 if exact else 0.05)
+            with pytest.raises(PlanError, match=r"masked may use .*, not .* at once"):
+                agent.pin("masked", 0, (Codec.INT4, Codec.FLOAT32))
 
 
 async def test_without_a_cloud_it_answers_and_says_so_once(

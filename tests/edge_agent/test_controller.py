@@ -598,6 +598,39 @@ def test_a_pin_on_what_is_not_there_is_refused() -> None:
         world.controller.pin("net", 3, Codec.INT4)
 
 
+MIXED: Graph = dag([[0], [0, 1], [2]], [60_000, 50_000, 2_000, 5], [3], DType.UINT8)
+
+
+def mixed_world() -> World:
+    """Bytes and floats cross the first cut; the bytes gain nothing from an entropy stage."""
+    profile = profile_of(MIXED, [5.0, 40.0, 60.0])
+    bytes_costs = profile.payloads[0]
+    for codec in bytes_costs:
+        bytes_costs[codec] = bytes_costs[Codec.FLOAT32]  # type: ignore[index]
+    world = World(planned=True)
+    world.controller.add_model("net", MIXED, profile, 0.0)
+    return world
+
+
+def test_a_mix_is_kept_when_new_times_of_the_cloud_make_new_rows() -> None:
+    world = mixed_world()
+    world.controller.on_connected(0.0)
+    offer = card(digest=MIXED.digest, unit_ms=[0.5, 4.0, 6.0])
+    world.controller.on_card(offer, 0.0)
+    rows = world.controller.rows("net")
+    row = next(row for row in range(len(rows)) if rows.mix[row] >= 0)
+    codecs = rows.codecs_of(row)
+    world.controller.pin("net", rows.cut_of(row), codecs)
+    decision = decide(world)
+    assert (decision.codecs, decision.codec) == (codecs, rows.codec_of(row))
+    switches = len(world.controller.switches)
+    world.controller.on_card(card(digest=MIXED.digest, unit_ms=[0.5, 4.0, 6.1]), 1.0)
+    after = decide(world)
+    assert after.rows is not rows
+    assert (after.codecs, after.cut) == (codecs, decision.cut)
+    assert len(world.controller.switches) == switches
+
+
 # -- objectives and constraints
 
 POWER = Power(busy_w=6.0, idle_w=0.5, link=LinkType.WIRED)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from shared.codec import Codec
+from shared.codec import Codec, Form
 from shared.graph.ir import Graph, Op, Ref, Unit
 from shared.graph.tree import Tree
 from shared.plan.latency import Conditions
@@ -79,15 +79,13 @@ def profile_of(graph: Graph, unit_ms: Sequence[float]) -> Profile:
     payloads = {}
     for slot, value in graph.values.items():
         one = value.at(1)
-        itemsize = one.dtype.itemsize / 4
-        payloads[slot] = {
-            codec: CodecCost(
-                round(one.numel * ratio * (itemsize if one.dtype is not DType.FLOAT32 else 1)),
-                one.numel * ms / 1e6,
-                one.numel * ms / 2e6,
+        payloads[slot] = {}
+        for codec in Codec:
+            form = codec.form if one.dtype.is_float else Form.EXACT
+            ratio, ms = _RATIO[Codec.of(form, codec.stage)]
+            payloads[slot][codec] = CodecCost(
+                round(one.numel * ratio * one.dtype.itemsize / 4), one.numel * ms / 1e6, one.numel * ms / 2e6
             )
-            for codec, (ratio, ms) in _RATIO.items()
-        }
     return Profile(
         key=ProfileKey(DIGEST, "cpu", 1, "2.13.0", "test"),
         unit_ms=tuple(unit_ms),

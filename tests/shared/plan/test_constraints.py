@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.codec import Codec, Form
+from shared.codec import Codec, Form, Stage
 from shared.errors import PlanError
 from shared.graph.ir import Graph
 from shared.plan.constraints import Constraints, constrain, keeps_input
 from shared.plan.gate import Fidelity, Gate, GateKey
 from shared.plan.profile import Profile
-from shared.plan.rows import LOSSLESS, build_rows
+from shared.plan.rows import LOSSLESS, Rows, build_rows
 from shared.tensor import DType, SymbolicSpec
 from tests.shared.plan.builders import chain, dag, networks, profile_of
 
@@ -62,6 +62,55 @@ def test_a_pair_below_the_agreement_or_never_measured_is_out() -> None:
         "min_agreement: 0.950 is below 0.990",
         "min_agreement: the agreement of this pair was not measured",
     }
+
+
+def mixed() -> tuple[Graph, Rows]:
+    """A cut of a small tensor of bytes, which lz4 squeezes for nothing, and a large one of floats."""
+    graph = dag([[0], [0, 1], [2]], [1000, 50_000, 10, 5], [3], DType.UINT8)
+    profile = profile_of(graph, [5.0, 5.0, 5.0])
+    small = profile.payloads[0]
+    for codec in small:
+        if codec.stage is Stage.LZ4:
+            small[codec] = small[codec.plain]._replace(payload_bytes=100.0)  # type: ignore[index]
+    return graph, build_rows(graph, profile, (1.0, 1.0, 1.0), tuple(Codec))
+
+
+def mixes_of(rows: Rows) -> set[tuple[Codec, ...]]:
+    return {rows.codecs_of(row) for row in range(len(rows)) if rows.mix[row] >= 0}
+
+
+def test_a_mix_needs_every_lossy_form_in_it_to_pass() -> None:
+    graph, rows = mixed()
+    cut = graph.cuts[1]
+    forms = {form for mix in mixes_of(rows) for form in {codec.form for codec in mix}}
+    assert {Form.INT4, Form.UINT8, Form.EXACT} <= forms
+    gate = Gate(
+        GateKey(graph.digest, "test", "top1"),
+        10,
+        {cut.live: {Form.HALF: Fidelity(1.0, 0.0), Form.UINT8: Fidelity(0.995, 0.1)}},
+    )
+    some, excluded = constrain(rows, graph, Constraints(), gate)
+    expected = {mix for mix in mixes_of(rows) if all(codec.form is not Form.INT4 for codec in mix)}
+    assert mixes_of(some) == expected
+    out = {each.row for each in excluded}
+    assert out == {
+        row
+        for row in range(len(rows))
+        if any(codec.form is Form.INT4 for codec in rows.codecs_of(row))
+        or (
+            rows.cut_of(row).index == 2 and any(codec.form is not Form.EXACT for codec in rows.codecs_of(row))
+        )
+    }
+    strict, _ = constrain(rows, graph, Constraints(min_agreement=0.999), gate)
+    assert all({codec.form for codec in mix} <= {Form.EXACT, Form.HALF} for mix in mixes_of(strict))
+
+
+def test_a_mix_needs_every_codec_in_it_to_be_allowed() -> None:
+    graph, rows = mixed()
+    some, _ = constrain(rows, graph, Constraints(codecs=(Codec.UINT8_ZSTD,)))
+    assert mixes_of(some) == set()
+    some, _ = constrain(rows, graph, Constraints(codecs=(Codec.UINT8_LZ4, Codec.UINT8)))
+    assert mixes_of(some) == {(Codec.FLOAT32_LZ4, Codec.UINT8)}  # for bytes the same as uint8+lz4
 
 
 def test_without_a_gate_no_agreement_is_asked_for() -> None:
@@ -118,11 +167,10 @@ def test_a_skip_connection_of_the_input_keeps_every_cut_that_it_crosses_on_the_d
 def test_input_never_leaves_takes_out_what_would_send_it() -> None:
     graph = image_net((3, 32, 32), (64, 16, 16), (400,))
     profile = profile_of(graph, [1.0] * 4)
-    rows, excluded = constrain(
-        build_rows(graph, profile, (1.0,) * 4), graph, Constraints(input_never_leaves=True)
-    )
+    every = build_rows(graph, profile, (1.0,) * 4)
+    rows, excluded = constrain(every, graph, Constraints(input_never_leaves=True))
     assert {rows.cut_of(row).index for row in range(len(rows))} == {2, 3, 4}
-    assert {each.cut.index for each in excluded} == {0, 1}
+    assert {every.cut_of(each.row).index for each in excluded} == {0, 1}
     assert "input_never_leaves" in excluded[0].reason
 
 

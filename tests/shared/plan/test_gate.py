@@ -106,6 +106,15 @@ def test_what_is_exact_or_sends_nothing_is_the_same() -> None:
     assert gate.fidelity((4,), Codec.UINT8) is None
 
 
+def test_a_mix_is_as_bad_as_the_worst_form_in_it() -> None:
+    forms = {Form.UINT8: Fidelity(0.9, 0.1), Form.HALF: Fidelity(0.95, 0.2)}
+    gate = Gate(_key(), 1, {(3, 5): forms})
+    assert gate.fidelity((3, 5), Codec.UINT8_LZ4, Codec.FLOAT16) == Fidelity(0.9, 0.2)
+    assert gate.fidelity((3, 5), Codec.FLOAT32_LZ4, Codec.FLOAT16_ZSTD) == Fidelity(0.95, 0.2)
+    assert gate.fidelity((3, 5), Codec.FLOAT32_LZ4, Codec.FLOAT32) == Fidelity(1.0, 0.0)
+    assert gate.fidelity((3, 5), Codec.UINT8, Codec.INT4) is None
+
+
 def test_a_kept_gate_is_the_same_gate(tmp_path: Path) -> None:
     gate = Gate(_key(), 7, {(3, 5): {Form.UINT8: Fidelity(0.9, 0.1)}})
     assert save_gate(tmp_path / "new", gate) is None

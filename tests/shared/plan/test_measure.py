@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.codec import Codec, encode
+from shared.codec import Codec, Form, encode
 from shared.graph import Program, load
 from shared.graph.capture import capture
 from shared.plan.latency import Conditions, latency_ms
@@ -67,6 +67,14 @@ def test_every_unit_and_every_tensor_of_every_cut_is_measured(program: Program, 
     for slot in {slot for cut in graph.cuts for slot in cut.live} | set(graph.outputs):
         assert set(profile.payloads[slot]) == set(Codec)
         assert all(cost.encode_ms > 0 and cost.decode_ms > 0 for cost in profile.payloads[slot].values())
+
+
+def test_what_is_not_of_floats_costs_the_same_in_every_form(program: Program, profile: Profile) -> None:
+    slot = program.graph.inputs[0]
+    assert not program.graph.values[slot].dtype.is_float
+    for codec, cost in profile.payloads[slot].items():
+        assert cost == profile.payloads[slot][Codec.of(Form.EXACT, codec.stage)]
+    assert len(set(profile.payloads[slot].values())) == 3
 
 
 def test_payloads_are_what_the_wire_would_carry(

@@ -66,7 +66,7 @@ def test_a_damaged_file_is_ignored_with_a_warning(
         ('"unit_ms": [3.0', '"unit_ms": [NaN'),
         ('"unit_ms": [3.0', '"unit_ms": [-3.0'),
         ('"unit_ms": [3.0, 4.5]', '"unit_ms": [3.0]'),
-        ('"format": 1', '"format": 2'),
+        ('"format": 2', '"format": 1'),
         ('"float32": [', '"float33": ['),
         ('"threads": 1', '"fibres": 1'),
         ('"repeats": 5', '"repeats": null'),
