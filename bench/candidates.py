@@ -12,7 +12,7 @@ from shared.plan.latency import Conditions, latency_ms
 from shared.plan.rows import Rows
 from shared.plan.solve import uplink_segments
 
-__all__ = ["cloud_only", "label", "noise", "oracle_regret", "papers_choice", "regret", "to_try"]
+__all__ = ["cloud_only", "codecs_in", "label", "noise", "oracle_regret", "papers_choice", "regret", "to_try"]
 
 Samples = Mapping[int, Sequence[float]]
 """Measured ms by row; the samples at one position are of one round."""
@@ -27,6 +27,11 @@ def label(rows: Rows, row: int) -> str:
         f"{len(cut.edge_units)}/{len(cut.edge_units) + len(cut.cloud_units)}" if cut.edge_units else "cloud"
     )
     return f"{place} {rows.label_of(row)}"
+
+
+def codecs_in(label: str) -> list[str]:
+    """The labels in that of a row, which has several where its tensors travel in different codecs."""
+    return [part.partition("x ")[2] or part for part in label.split(", ")]
 
 
 def to_try(rows: Rows, conditions: Conditions) -> list[int]:

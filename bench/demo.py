@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.text import Text
 
+from bench.candidates import codecs_in
 from bench.child import ChildError, run
 from bench.contract import Bench
 from bench.journal import Sent, Step, draw, header, line, rate_label, summary
@@ -146,7 +147,7 @@ class Judge:
         if scores.shape != expected.shape:
             return False, float("inf")
         error = float(np.abs(scores - expected).max() / np.abs(expected).max())
-        lossless = result.codec.partition("+")[0] in _LOSSLESS
+        lossless = all(label.partition("+")[0] in _LOSSLESS for label in codecs_in(result.codec))
         return bool(scores.argmax() == expected.argmax()) and (error < _CLOSE or not lossless), error
 
 

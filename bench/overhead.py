@@ -223,7 +223,7 @@ async def _measure(
 def _best_codec(agent: EdgeAgent, name: str, cut: int) -> Codec:
     decision = agent.decision(name)
     rows = decision.rows
-    there = np.flatnonzero(rows.cut == cut)
+    there = np.flatnonzero((rows.cut == cut) & (rows.mix < 0))
     return rows.codec_of(int(there[np.argmin(latency_ms(rows, decision.conditions)[there])]))
 
 

@@ -31,7 +31,16 @@ import msgspec
 import numpy as np
 
 from bench.busy import start_busy
-from bench.candidates import cloud_only, label, noise, oracle_regret, papers_choice, regret, to_try
+from bench.candidates import (
+    cloud_only,
+    codecs_in,
+    label,
+    noise,
+    oracle_regret,
+    papers_choice,
+    regret,
+    to_try,
+)
 from bench.child import Child, ChildError
 from bench.cloud_process import start_cloud
 from bench.contract import Bench
@@ -46,6 +55,7 @@ from edge_agent.runner import Work
 from shared import zoo
 from shared.codec import Codec, Form
 from shared.config import AgentConfig
+from shared.errors import PlanError
 from shared.graph import CapturedModel, Graph
 from shared.wire.messages import Infer
 
@@ -200,11 +210,12 @@ class Judge:
     def complaint(self, name: str, result: Result) -> str:
         """What is wrong with an answer; '' when nothing is."""
         known = {codec.label: codec.form for codec in Codec}
-        form = known.get(result.codec, Form.EXACT)  # raw, or nothing sent
+        forms = {known.get(label, Form.EXACT) for label in codecs_in(result.codec)}  # raw, or nothing sent
+        bound = max(_BOUND.values() if result.codec.startswith("mixed") else map(_BOUND.__getitem__, forms))
         pairs = list(zip(_leaves(result.outputs), self._expected[name], strict=True))
         error = max(float(np.abs(ours - true).max() / np.abs(true).max()) for ours, true in pairs)
         where = f"{name} cut at {result.cut} in {result.codec or 'no codec'}"
-        if not error <= _BOUND[form]:
+        if not error <= bound:
             return f"{where}: an answer is off by {error:.2g} of its greatest value"
         if self._labelled[name] and any(ours.argmax() != true.argmax() for ours, true in pairs):
             return f"{where}: another class than the whole network's"
@@ -307,8 +318,12 @@ async def _settle(stage: _Stage, network: str, seconds: float) -> dict[str, Any]
 
 async def _pinned(stage: _Stage, network: str, decision: Decision, row: int, taken: _Taken) -> None:
     rows = decision.rows
-    cut, codec = rows.cut_of(row), rows.codec_of(row)
-    stage.reference.pipeline.controller.pin(network, cut, codec)
+    cut = rows.cut_of(row)
+    try:
+        stage.reference.pipeline.controller.pin(network, cut, rows.codecs_of(row) or rows.codec_of(row))
+    except PlanError as error:  # a mix of codecs that another profile would not consider
+        stage.strays.append(str(error))
+        return
     result = await _ask(stage, stage.reference, network)
     if (result.cut, result.codec) != (cut.name, rows.label_of(row)) or result.fallback:
         stage.strays.append(f"{network} ran at {result.cut}, not {cut.name}: {result.fallback or 'no link'}")

@@ -48,7 +48,7 @@ class _Control:
         """The codec that is predicted to be fastest at this cut now."""
         decision = self._agent.decision(model)
         rows = decision.rows
-        there = np.flatnonzero(rows.cut == cut)
+        there = np.flatnonzero((rows.cut == cut) & (rows.mix < 0))
         if not len(there):
             raise LookupError(f"{model} has no candidate at cut {cut}")
         best = there[np.argmin(latency_ms(rows, decision.conditions)[there])]

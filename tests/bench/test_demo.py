@@ -29,6 +29,8 @@ def test_the_judge_tells_right_from_wrong() -> None:
     assert error == pytest.approx(0.01, rel=1e-3)
     assert not judge.compare(photo, answer(shifted, "float32+lz4"))[0]
     assert not judge.compare(photo, answer(shifted, "raw+zstd"))[0]
+    assert not judge.compare(photo, answer(shifted, "float32+zstd, 2x raw+lz4"))[0]
+    assert judge.compare(photo, answer(shifted, "float32+zstd, 2x uint8"))[0]
     assert not judge.compare(photo, answer(shifted, ""))[0], "the device alone loses nothing either"
 
     assert not judge.compare(photo, answer(-expected, "uint8"))[0]
