@@ -36,6 +36,9 @@ _CARD_TIMEOUTS = 4
 _TRANSFER_MARGIN = 2.0
 """How much longer than estimated a transfer may take before a silent gateway counts as lost."""
 
+_SLOWER_THAN_THOUGHT_MS = 5_000.0
+"""How long a gateway whose load feed goes on may be silent while bytes of ours are under way."""
+
 _FEED_GAPS, _FEED_GAP_FADE = 3.0, 0.9
 """After how many of its gaps the load feed counts as silent; and how fast a long gap is forgotten."""
 
@@ -237,7 +240,8 @@ class Session:
         round trip, and for what the heartbeat was sent behind where that takes longer than the patience.
 
         The load feed has a connection of its own, which no payload of ours blocks.  When it falls silent
-        together with the gateway, nothing is excused.
+        together with the gateway, nothing is excused.  While it goes on and bytes of ours are under way,
+        the uplink has become slower than estimated: to let them arrive is how that gets measured.
         """
         if not self._pings:
             return math.inf
@@ -247,7 +251,10 @@ class Session:
         feed_ms = max(self._config.heartbeat_timeout_ms, _FEED_GAPS * self._feed_gap_ms)
         if self._feed_gap_ms and self._feed_heard_ms >= oldest.sent_ms - feed_ms:
             unexcused_ms = oldest.sent_ms + self._rtt_ms + self._patience_ms
-            lost_ms = min(lost_ms, max(silent_ms, unexcused_ms, self._feed_heard_ms + feed_ms))
+            feed_lost_ms = self._feed_heard_ms + feed_ms
+            if self.unconfirmed_bytes:
+                lost_ms = max(lost_ms, oldest.sent_ms + _SLOWER_THAN_THOUGHT_MS)
+            lost_ms = min(lost_ms, max(silent_ms, unexcused_ms, feed_lost_ms))
         return lost_ms
 
     @property

@@ -269,6 +269,40 @@ async def test_a_feed_that_falls_silent_too_takes_the_excuse_away() -> None:
         assert list(session._pings.values())[-1].due_ms > sent_ms + 4000
 
 
+async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed_goes_on() -> None:
+    """A probe at the old rate takes far longer than estimated; cut short, it would teach nothing."""
+    listener = Listener()
+    listener.bps = 100e6
+    async with FakeGateway().serving() as gateway, linked(gateway.endpoint, listener) as link:
+        await eventually(lambda: link.online and listener.rtts)
+        await eventually(lambda: link.unconfirmed_bytes == 0)
+        session = link._session
+        assert session is not None
+        report = LoadReport(gateway="fake", sequence=1, models=[])
+        gateway.alive = False
+        assert send(link, payload=bytes(30_000))  # 2.4 ms at the estimated rate
+        for _ in range(30):
+            session._on_load(report)
+            await asyncio.sleep(0.02)  # four timeouts in all
+        assert link.online
+        gateway.alive = True
+        await eventually(lambda: link.unconfirmed_bytes == 0)
+        assert link.online
+
+        gateway.alive = False
+        session._on_load(report)
+        assert session.send_ping(0)
+        waits_ms = session._lost_ms() - asyncio.get_running_loop().time() * 1000
+        assert waits_ms <= 160.0 + session._rtt_ms  # nothing of ours is under way: no excuse
+        assert send(link, payload=bytes(30_000))
+        session._on_load(report)
+        now = asyncio.get_running_loop().time() * 1000
+        assert session._lost_ms() > now + 100.0
+        request_id, oldest = next(iter(session._pings.items()))
+        session._pings[request_id] = oldest._replace(sent_ms=now - 5000.0, due_ms=now - 4800.0)
+        assert session._lost_ms() <= now  # not for ever
+
+
 async def test_a_short_transfer_does_not_put_off_that_an_outage_is_noticed() -> None:
     """60 ms on the link, taken twice, fit into what a heartbeat may take anyway: 150 ms less the 20 ms."""
     listener = Listener()
