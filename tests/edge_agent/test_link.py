@@ -300,6 +300,7 @@ async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed
         assert session._lost_ms() > now + 100.0
         request_id, oldest = next(iter(session._pings.items()))
         session._pings[request_id] = oldest._replace(sent_ms=now - 5000.0, due_ms=now - 4800.0)
+        session._heard_ms = now - 5000.0
         assert session._lost_ms() <= now  # not for ever
 
 
