@@ -42,6 +42,7 @@ def graph_document(graph: Graph) -> dict[str, Any]:
             for unit in graph.units
         ],
         "values": [[slot, *_spec(spec)] for slot, spec in sorted(graph.values.items())],
+        "layouts": [[slot, [list(pair) for pair in pairs]] for slot, pairs in sorted(graph.layouts.items())],
         "grad_weights": list(graph.grad_weights),
         "weights": [[slot, key] for slot, key in sorted(graph.weights.items())],
     }

@@ -123,6 +123,8 @@ class Graph:
     ``batch_inputs`` are sizes of dimension 0 where ``dynamic_batch``; otherwise the network runs at
     ``captured_batch`` only.  ``grad_weights`` are the weights that require grad in the module: torch
     chooses kernels by it (``at::matmul`` folds or batches), so the same bits need the same flag.
+    ``layouts`` has the views that are not dense from the start of their memory: offset, then strides, in
+    elements, each as (per batch, fixed).  Kernels also round by these, so they are restored after a cut.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Graph:
     dynamic_batch: bool
     captured_batch: int
     grad_weights: tuple[int, ...] = ()
+    layouts: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     digest: str = ""
     cuts: tuple[Cut, ...] = field(init=False, compare=False, repr=False)
     flow: Dataflow = field(init=False, compare=False, repr=False)

@@ -8,7 +8,7 @@ the true ones is for :mod:`shared.graph.bundle` to check, which has torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -81,6 +81,7 @@ class _Document(_Strict, frozen=True):
     preamble: list[_Op]
     units: list[_Unit]
     values: list[tuple[int, str, str, list[tuple[int, int]], list[int]]]
+    layouts: list[tuple[int, list[tuple[int, int]]]]
     grad_weights: list[int]
     weights: list[tuple[int, str]]
 
@@ -115,6 +116,7 @@ def _assembled(document: _Document) -> Graph:
     if not set(document.grad_weights) <= weights.keys():
         raise BundleError("grad_weights names slots that are no weights")
     values = _values(document)
+    layouts = _layouts(document, values)
     preamble = tuple(_op(op) for op in document.preamble)
     unit_ops = [tuple(_op(op) for op in unit.ops) for unit in document.units]
     _require_order(document, weights, preamble, unit_ops)
@@ -146,6 +148,7 @@ def _assembled(document: _Document) -> Graph:
         dynamic_batch=document.dynamic_batch,
         captured_batch=document.captured_batch,
         grad_weights=tuple(document.grad_weights),
+        layouts=layouts,
         digest=document.digest,
     )
 
@@ -170,6 +173,22 @@ def _values(document: _Document) -> dict[int, SymbolicSpec]:
             raise BundleError(f"slot {slot} is described twice")
         values[slot] = spec
     return values
+
+
+def _layouts(
+    document: _Document, values: Mapping[int, SymbolicSpec]
+) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Offsets and strides; what they span is memory, so it is bounded like a tensor."""
+    for slot, pairs in document.layouts:
+        spec = values.get(slot)
+        if spec is None or len(pairs) != len(spec.dims) + 1:
+            raise BundleError(f"slot {slot} has a layout of {len(pairs)} numbers")
+        sizes = spec.at(document.captured_batch).shape
+        steps = [per * document.captured_batch + fixed for per, fixed in pairs[1:]]
+        span = sum(step * (size - 1) for step, size in zip(steps, sizes, strict=True))
+        if min(min(pair) for pair in pairs) < 0 or span * spec.dtype.itemsize > _MAX_TENSOR_BYTES:
+            raise BundleError(f"slot {slot} has a layout that is negative or too large")
+    return {slot: tuple(pairs) for slot, pairs in document.layouts}
 
 
 def _require_order(

@@ -129,7 +129,7 @@ class Program:
             raise InputMismatchError(f"cut {cut.name} needs {len(cut.live)} tensors, not {len(tensors)}")
         slots = self._template(batch).copy()
         for slot, tensor in zip(cut.live, tensors, strict=True):
-            slots[slot] = _aligned(tensor).to(self.device)
+            slots[slot] = self._placed(slot, tensor, batch)
         with torch.inference_mode():
             for step in self._replay(cut):
                 step(slots)
@@ -268,6 +268,20 @@ class Program:
             done.discard(state.next)
             state.next += 1
         state.others = frozenset(unit for unit in done if unit > state.next)
+
+    def _placed(self, slot: int, tensor: torch.Tensor, batch: int) -> torch.Tensor:
+        """On this device, laid out in memory as the value would be had it been computed here."""
+        tensor = _aligned(tensor).to(self.device)
+        layout = self.graph.layouts.get(slot)
+        if layout is None or self.mode == "fused" or self.device.type != "cpu" or not tensor.numel():
+            return tensor
+        offset, *strides = (per_batch * batch + fixed for per_batch, fixed in layout)
+        if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, strides, strict=True)):
+            return tensor
+        skew = offset % (_ALIGNMENT // tensor.element_size())
+        span = sum(stride * (size - 1) for size, stride in zip(tensor.shape, strides, strict=True))
+        room = torch.empty(skew + span + 1, dtype=tensor.dtype)
+        return room.as_strided(tensor.shape, strides, skew).copy_(tensor)
 
     def _replay(self, cut: Cut) -> list[Step]:
         key = (cut.live, cut.edge_units)

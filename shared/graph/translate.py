@@ -16,9 +16,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from shared.errors import CaptureError
 from shared.graph.calls import draws_random_numbers
 from shared.graph.ir import UNUSED, Arg, BatchInt, EnumArg, Op, Ref
-from shared.graph.operators import base_name
+from shared.graph.operators import base_name, is_view
 from shared.graph.units import TracedGraph, TracedOp
-from shared.tensor import DType, SymbolicSpec, order_from_strides
+from shared.tensor import DType, SymbolicSpec, order_from_strides, strides_from_order
 
 __all__ = ["NonlinearSizeError", "is_user_file", "network_path", "translate", "user_line"]
 
@@ -77,9 +77,10 @@ class _Translation:
         self.weights: dict[int, str] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.symbols: dict[sympy.Symbol, sympy.Symbol] = {}
-        self.sizes: dict[Any, tuple[int, int]] = {}
+        self.sizes: dict[Any, tuple[int, int] | None] = {}
         self.traced: list[TracedOp] = []
         self.inputs: list[int] = []
+        self.layouts: dict[int, tuple[tuple[int, int], ...]] = {}
         self.count = 0
 
     def run(self) -> tuple[TracedGraph, dict[str, torch.Tensor]]:
@@ -96,7 +97,9 @@ class _Translation:
             else:
                 _refuse(node, "control flow or a nested graph cannot be cut")
         needs_grad = {slot for slot, key in self.weights.items() if self.tensors[key].requires_grad}
-        traced = TracedGraph(self.inputs, outputs, self.traced, self.values, self.weights, needs_grad)
+        traced = TracedGraph(
+            self.inputs, outputs, self.traced, self.values, self.weights, needs_grad, self.layouts
+        )
         return traced, self.tensors
 
     def _refuse_mutation(self) -> None:
@@ -176,6 +179,8 @@ class _Translation:
             if isinstance(item, torch.Tensor):
                 slot = self._slot()
                 self._describe(slot, item, f"{_path(node)} {base_name(str(node.target))}".strip(), node)
+                if is_view(str(node.target)):
+                    self._note_layout(slot, item)
             outputs.append(slot)
         if isinstance(value, torch.Tensor):
             self.slots[node] = outputs[0]
@@ -288,6 +293,18 @@ class _Translation:
             return  # no wire dtype: allowed in the preamble, checked where it would cross a cut
         self.values[slot] = SymbolicSpec(name, dtype, dims, order_from_strides(strides))
 
+    def _note_layout(self, slot: int, value: torch.Tensor) -> None:
+        """Offset and strides of a view that is not dense from the start of its memory."""
+        numbers = (value.storage_offset(), *value.stride())
+        offset, *strides = map(self._at_sample, numbers)
+        shape = tuple(map(self._at_sample, value.shape))
+        dense = strides_from_order(shape, order_from_strides(tuple(strides)))
+        if offset == 0 and all(size == 1 or a == b for size, a, b in zip(shape, strides, dense, strict=True)):
+            return
+        pairs = [self._pair(number) for number in numbers]
+        if all(pair is not None for pair in pairs):
+            self.layouts[slot] = tuple(pair for pair in pairs if pair is not None)
+
     def _linear(self, size: int | torch.SymInt) -> Any:
         return size.node.expr.xreplace(self.symbols) if isinstance(size, torch.SymInt) else size
 
@@ -298,22 +315,25 @@ class _Translation:
         return int(stride.node.expr.xreplace(self.symbols).subs(_BATCH, _SAMPLE_BATCH))
 
     def _size(self, size: int | torch.SymInt, node: fx.Node) -> tuple[int, int]:
+        pair = self._pair(size)
+        if pair is None:
+            assert isinstance(size, torch.SymInt)
+            if size.node.expr.free_symbols - self.symbols.keys():
+                _refuse(node, "the size of a tensor depends on the data, so no plan can know it")
+            raise NonlinearSizeError(_reason(node, f"a size is not linear in the batch size ({size})"))
+        return pair
+
+    def _pair(self, size: int | torch.SymInt) -> tuple[int, int] | None:
+        """``(per_batch, fixed)``, or None for what is not linear in the batch size."""
         if not isinstance(size, torch.SymInt):
             return 0, int(size)
         expression = size.node.expr
         if expression not in self.sizes:
-            self.sizes[expression] = self._split(expression, node)
+            linear = sympy.expand(expression.xreplace(self.symbols))
+            per_batch, fixed = linear.coeff(_BATCH, 1), linear.coeff(_BATCH, 0)
+            whole = per_batch.is_Integer and fixed.is_Integer and linear == per_batch * _BATCH + fixed
+            self.sizes[expression] = (int(per_batch), int(fixed)) if whole else None
         return self.sizes[expression]
-
-    def _split(self, expression: Any, node: fx.Node) -> tuple[int, int]:
-        unknown = expression.free_symbols - self.symbols.keys()
-        if unknown:
-            _refuse(node, "the size of a tensor depends on the data, so no plan can know it")
-        linear = sympy.expand(expression.xreplace(self.symbols))
-        per_batch, fixed = linear.coeff(_BATCH, 1), linear.coeff(_BATCH, 0)
-        if not (per_batch.is_Integer and fixed.is_Integer and linear == per_batch * _BATCH + fixed):
-            raise NonlinearSizeError(_reason(node, f"a size is not linear in the batch size ({linear})"))
-        return int(per_batch), int(fixed)
 
 
 def _integer(per_batch: int, fixed: int) -> BatchInt | int:

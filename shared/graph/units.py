@@ -49,6 +49,7 @@ class TracedGraph:
     values: dict[int, SymbolicSpec]
     weights: dict[int, str]
     grad_weights: set[int]
+    layouts: dict[int, tuple[tuple[int, int], ...]]
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ def assemble(
         weights={slots[old]: key for old, key in traced.weights.items() if old in slots},
         dynamic_batch=dynamic_batch,
         captured_batch=captured_batch,
+        layouts={slots[old]: layout for old, layout in traced.layouts.items() if old in slots},
         grad_weights=tuple(sorted(slots[old] for old in traced.grad_weights if old in slots)),
     )
     sources = {renumbered[id(item)].written[0]: item.source for item in ordered}

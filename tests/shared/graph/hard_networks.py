@@ -210,6 +210,19 @@ class BatchFacts(nn.Module):
         return torch.where(x > 0, state, torch.zeros_like(x)) * rows + torch.ones_like(state)
 
 
+class LastStep(nn.Module):
+    """A slice that begins anywhere in memory, into kernels that round by the alignment of their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(17, 513)
+        self.narrow = nn.Linear(17, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(x)[:, -1]
+        return self.wide(y), self.narrow(y)
+
+
 @dataclass
 class Answer:
     logits: Tensor
@@ -261,6 +274,7 @@ _CASES: dict[str, Callable[[], Example]] = {
     "early-exit": lambda: (EarlyExit(), (_image(6), _image(6)), {}),
     "photograph": lambda: (Photograph(), (torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8),), {}),
     "batch-facts": lambda: (BatchFacts(), (_image(5),), {}),
+    "last-step": lambda: (LastStep(), (_image(3, 17),), {}),
     "dataclass": lambda: (DataclassOut(), (_image(4),), {"mask": _image(4) > 0, "flag": True}),
     "ordered": lambda: (Ordered(), ({"a": _image(6), "b": _image(6)},), {}),
 }

@@ -204,6 +204,15 @@ ATTACKS: dict[str, tuple[Change, str]] = {
     ),
     "a value described twice": (lambda graph: graph["values"].append(graph["values"][0]), "described twice"),
     "a value not described": (lambda graph: graph["values"].pop(), "has no entry in values"),
+    "a layout of another rank": (_set(["layouts"], [[0, [[0, 1]]]]), "slot 0 has a layout of 1 numbers"),
+    "a layout over all of memory": (
+        _set(["layouts"], [[0, [[0, 0], [0, 1], [0, 2**38], [0, 1], [0, 1]]]]),
+        "negative or too large",
+    ),
+    "a layout that goes backwards": (
+        _set(["layouts"], [[0, [[0, 0], [0, 1], [0, -1], [0, 1], [0, 1]]]]),
+        "negative or too large",
+    ),
     "a tree with another number of leaves": (_set(["output_tree"], {"kind": "tuple"}), "number of leaves"),
     "a tree of no arguments": (_set(["input_tree"], {"kind": "leaf"}), "positional and keyword arguments"),
     "arguments nested without end": (
