@@ -25,7 +25,8 @@ from shared.errors import CaptureError
 from shared.graph.captured import CapturedModel
 from shared.graph.digest import graph_digest
 from shared.graph.run import load
-from shared.graph.translate import NonlinearSizeError, is_user_file, translate
+from shared.graph.source_lines import is_user_file
+from shared.graph.translate import NonlinearSizeError, translate
 from shared.graph.tree import Tree, tree_of
 from shared.graph.units import assemble
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
-import re
 from typing import Any, NoReturn
 
 import sympy  # type: ignore[import-untyped]
@@ -17,16 +15,14 @@ from shared.errors import CaptureError
 from shared.graph.calls import draws_random_numbers
 from shared.graph.ir import UNUSED, Arg, BatchInt, EnumArg, Op, Ref
 from shared.graph.operators import base_name, is_view
+from shared.graph.source_lines import module_path, network_path, user_line
 from shared.graph.units import TracedGraph, TracedOp
 from shared.tensor import DType, SymbolicSpec, order_from_strides, strides_from_order
 
-__all__ = ["NonlinearSizeError", "is_user_file", "network_path", "translate", "user_line"]
+__all__ = ["NonlinearSizeError", "translate"]
 
 _BATCH = sympy.Symbol("batch", integer=True, positive=True)
 _SAMPLE_BATCH = 7
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n(?P<text>[^\n]*)')
-_TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
-_OWN_ROOT = os.path.dirname(__file__) + os.sep
 _FILLS = {"zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 _IGNORED = {"pin_memory"}
 _IDENTITIES = frozenset(("alias", "clone", "detach", "dropout", "lift_fresh_copy", "_to_copy", "contiguous"))
@@ -34,27 +30,6 @@ _IDENTITIES = frozenset(("alias", "clone", "detach", "dropout", "lift_fresh_copy
 
 class NonlinearSizeError(CaptureError):
     """A size is no linear function of the batch size; at one fixed batch size it is a number."""
-
-
-def network_path(path: str) -> str:
-    """The module path as the user knows it, from torch's path through our wrapper."""
-    return re.sub(r"@\d+", "", path.partition("network")[2].lstrip("."))
-
-
-def is_user_file(file: str) -> bool:
-    return not file.startswith((_TORCH_ROOT, _OWN_ROOT, "<"))
-
-
-def user_line(node: fx.Node) -> str:
-    """``file:line: source text`` of the user's deepest frame that made ``node``."""
-    frames = [
-        match for match in _FRAME.finditer(node.meta.get("stack_trace") or "") if is_user_file(match["file"])
-    ]
-    if frames:
-        return f"{frames[-1]['file']}:{frames[-1]['line']}: {frames[-1]['text'].strip()}"
-    stack = node.meta.get("nn_module_stack") or {}
-    modules = [f"{network_path(path) or 'the network'} ({kind})" for path, kind in stack.values()]
-    return f"in module {modules[-1]}" if modules else f"at operator {node.target}"
 
 
 def translate(
@@ -178,7 +153,7 @@ class _Translation:
             slot = UNUSED
             if isinstance(item, torch.Tensor):
                 slot = self._slot()
-                self._describe(slot, item, f"{_path(node)} {base_name(str(node.target))}".strip(), node)
+                self._describe(slot, item, f"{module_path(node)} {base_name(str(node.target))}".strip(), node)
                 if is_view(str(node.target)):
                     self._note_layout(slot, item)
             outputs.append(slot)
@@ -200,7 +175,7 @@ class _Translation:
         )
         if draws_random_numbers(op):
             _refuse(node, f"{op.target} draws random numbers, so device and cloud would differ")
-        self.traced.append(TracedOp(op, _path(node), user_line(node)))
+        self.traced.append(TracedOp(op, module_path(node), user_line(node)))
 
     def _refuse_operator(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
         if target._schema.is_mutable:
@@ -355,12 +330,6 @@ def _is_dense(tensor: torch.Tensor) -> bool:
             return False
         step *= size
     return True
-
-
-def _path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return network_path(paths[-1]) if paths else ""
 
 
 def _reason(node: fx.Node, reason: str) -> str:
