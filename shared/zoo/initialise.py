@@ -24,12 +24,16 @@ from shared.zoo.locally_connected import LocallyConnected2d
 
 __all__ = ["RELU_GAIN", "make", "scale_norms"]
 
-# A centred weight sees only the variance of its inputs: for the ReLU of a unit Gaussian that is
-# 1/2 - 1/(2 pi), which this gain makes up for (He et al., ICCV 2015, have 2 for the second moment).
-RELU_GAIN = 1.0 / (0.5 - 0.5 / math.pi)
+# How much of its mean is taken off a filter.  With none, deep ReLU outputs hardly depend on the input; with
+# all, layer after layer amplifies rounding until float32 itself is 1e-5 away from the network.
+_SHARE = 0.55
+
+# A filter without its mean sees only the variance of its inputs, for the ReLU of a unit Gaussian 1/2 - 1/(2 pi),
+# and with all of it their second moment, 1/2 (He et al., ICCV 2015); this gain makes up for what it sees.
+RELU_GAIN = 1.0 / (0.5 - (1.0 - (1.0 - _SHARE) ** 2) * 0.5 / math.pi)
 
 # A depthwise filter that summed to zero would see nothing but edges, and photographs are smooth.
-_DEPTHWISE_SHARE = 0.6
+_DEPTHWISE_SHARE = 0.35
 
 _CHUNK = 1 << 22
 _SMALL = 0.02
@@ -41,8 +45,8 @@ def make(
     """Build a module without drawing torch's own initial weights, fill it, and put it in eval mode.
 
     ``gain`` is the variance of a layer's output per mean variance of its inputs that the following
-    activation needs; ``centred`` makes the weights of every layer behind the first sum to zero over
-    its inputs.  Layer biases and raw parameters are small and not zero, batch norms have statistics near
+    activation needs; ``centred`` takes a share of their mean off the weights of every layer behind the
+    first.  Layer biases and raw parameters are small and not zero, batch norms have statistics near
     zero and one, so that no rewriting of them is trivially right.
     """
     with torch.device("meta"):
@@ -90,7 +94,8 @@ def _fill(part: nn.Module, generator: torch.Generator, gain: float, centred: boo
         rows = part.weight.flatten(0, 1) if isinstance(part, LocallyConnected2d) else part.weight
         fan_in = rows[0].numel()
         depthwise = isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1
-        share = 0.0 if not centred else _DEPTHWISE_SHARE if depthwise else float(rows.shape[1] > 3)
+        share = _DEPTHWISE_SHARE if depthwise else _SHARE if rows.shape[1] > 3 else 0.0
+        share = share if centred else 0.0
         _draw(rows, generator, _bound(gain, fan_in), centre_share=share)
         _fill_bias(part.bias, generator)
     else:

@@ -8,10 +8,6 @@ from bench.equality import FUSED_BOUND, MAX_CUTS, compare
 from shared import zoo
 from shared.graph.capture import capture
 
-# The zoo's deepest random networks amplify rounding: float32 itself puts eager torch up to 1.3e-5 away
-# from the network in float64.  There no other order of additions can promise 1e-5 of eager.
-_ROUNDINGS = 4
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
@@ -22,4 +18,4 @@ def test_both_halves_equal_eager_at_every_cut(name: str) -> None:
     assert captured.graph.dynamic_batch
     assert found.unequal == ()
     assert found.bit_equal == found.tried == min(len(captured.graph.cuts), MAX_CUTS)
-    assert found.fused_error < max(FUSED_BOUND, _ROUNDINGS * found.eager_error)
+    assert found.fused_error < FUSED_BOUND

@@ -6,10 +6,10 @@ from torch import nn
 from shared.zoo.initialise import RELU_GAIN, make
 
 
-def test_layers_behind_the_first_sum_to_zero_and_have_the_variance_asked_for() -> None:
+def test_layers_behind_the_first_lose_a_share_of_their_mean_and_have_the_variance_asked_for() -> None:
     layer = make(lambda: nn.Linear(400, 300), seed=3)
     assert isinstance(layer, nn.Linear)
-    assert layer.weight.sum(1).abs().max() < 1e-4
+    assert 0.35 < layer.weight.sum(1).std() / RELU_GAIN**0.5 < 0.55, "0.55 of the mean is taken off"
     torch.testing.assert_close(layer.weight.var() * 400, torch.tensor(RELU_GAIN), rtol=0.02, atol=0)
     first = make(lambda: nn.Conv2d(3, 64, 5), seed=3)
     assert isinstance(first, nn.Conv2d)
