@@ -28,8 +28,8 @@ __all__ = ["RELU_GAIN", "make", "scale_norms"]
 # all, layer after layer amplifies rounding until float32 itself is 1e-5 away from the network.
 _SHARE = 0.55
 
-# A filter without its mean sees only the variance of its inputs, for the ReLU of a unit Gaussian 1/2 - 1/(2 pi),
-# and with all of it their second moment, 1/2 (He et al., ICCV 2015); this gain makes up for what it sees.
+# A filter without its mean sees only the variance of its inputs, 1/2 - 1/(2 pi) for the ReLU of a unit
+# Gaussian, and with all of it their second moment, 1/2 (He et al., ICCV 2015); this gain makes up for it.
 RELU_GAIN = 1.0 / (0.5 - (1.0 - (1.0 - _SHARE) ** 2) * 0.5 / math.pi)
 
 # A depthwise filter that summed to zero would see nothing but edges, and photographs are smooth.
