@@ -98,7 +98,8 @@ def test_late_looks_cost_a_busy_lane_nothing(looks: list[float]) -> None:
     for gap_s in looks:
         now_s += gap_s
         got += sum(len(piece) for _, piece in lane.due(now_s))
-    assert got == pytest.approx(now_s * 1e6 + 1500, abs=1500)
+    # Within one packet of the bucket's line; a byte more for the rounding of the sum of the gaps.
+    assert got == pytest.approx(now_s * 1e6 + 1500, abs=1501)
 
 
 def test_bytes_arrive_one_delay_after_they_left() -> None:
