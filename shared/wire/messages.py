@@ -169,14 +169,20 @@ class Infer(Header, frozen=True, kw_only=True):
     tail_units: Annotated[bytes, Meta(max_length=8192)] = b""
 
 
-class TailTimings(Header, frozen=True, kw_only=True):
-    """Measured in the replica; ``wait_ms`` is the time between arrival and start of the work there."""
+class TailTimings(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """Measured in the replica; ``wait_ms`` is the time between arrival and start of the work there.
+
+    ``busy_ms`` is this request's share of the replica's busy time: summed over requests, however many were
+    computed together, it is how long the replica was occupied.  0: unknown, then the three stages divided
+    by ``batch_requests`` stand for it.
+    """
 
     wait_ms: Millis = 0.0
     decode_ms: Millis = 0.0
     compute_ms: Millis = 0.0
     encode_ms: Millis = 0.0
     batch_requests: Count = 1
+    busy_ms: Millis = 0.0
 
 
 class Result(Header, frozen=True, kw_only=True):
@@ -224,12 +230,19 @@ class ReplicaHello(Header, frozen=True, kw_only=True):
     software: Name = ""
 
 
-class Credit(Header, frozen=True, kw_only=True):
-    """Replica to gateway: ``credits`` more requests may be sent; and what the replica has seen since."""
+class Credit(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """Replica to gateway: ``credits`` more requests may be sent; and what the replica has seen since.
+
+    ``window``, unless None, is the window from now on, in place of ``credits``: a replica of several
+    gateways shares out what it holds at once.  ``elsewhere_ms`` is the work that it holds for the other
+    gateways, in its own profiled milliseconds.
+    """
 
     credits: Count
     busy_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
     slowdown: Ratio = 1.0
+    window: Count | None = None
+    elsewhere_ms: Millis = 0.0
 
 
 class Goodbye(Header, frozen=True, kw_only=True):
@@ -244,9 +257,13 @@ class Cancel(Header, frozen=True, kw_only=True):
     reason: Text = ""
 
 
-class ModelLoad(Header, frozen=True, kw_only=True):
+class ModelLoad(Header, frozen=True, kw_only=True, omit_defaults=True):
     """``queue_ms`` is queued work in milliseconds of one idle replica; ``wait_ms`` what a request
-    arriving now would wait; ``slowdown`` measured over profiled compute time."""
+    arriving now would wait; ``slowdown`` measured over profiled compute time.
+
+    ``index`` tells the versions of one network apart, as on the card (65535: not told).  ``age_ms`` is how
+    long ago a replica last said anything that ``wait_ms`` and ``slowdown`` rest on.
+    """
 
     name: Name
     ready: Count
@@ -260,14 +277,20 @@ class ModelLoad(Header, frozen=True, kw_only=True):
     batch_requests: Ratio = 1.0
     admitted_per_s: Ratio = 0.0
     refused_per_s: Ratio = 0.0
+    index: Index = 65535
+    age_ms: Millis = 0.0
 
 
-class LoadReport(Header, frozen=True, kw_only=True):
-    """One frame on the load feed; ``sequence`` rises by one per report of this gateway."""
+class LoadReport(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """One frame on the load feed; ``sequence`` rises by one per report of this gateway.
+
+    Another report follows within ``period_ms`` (0: not told).
+    """
 
     gateway: Name
     sequence: Annotated[int, Meta(ge=0, le=2**53)]
     models: Annotated[list[ModelLoad], Meta(max_length=256)]
+    period_ms: Millis = 0.0
 
 
 class LocalInfer(Header, frozen=True, kw_only=True):

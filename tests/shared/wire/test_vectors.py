@@ -198,6 +198,39 @@ MESSAGES = {
         [struct.pack("<2f", 0.25, 0.75)],
         request_id=1,
     ),
+    "result-batched": encode_message(
+        m.Result(
+            tensors=[tensor(9, DType.FLOAT32, Codec.FLOAT32, [1, 2], [0, 1], 8)],
+            timings=m.TailTimings(compute_ms=6.0, batch_requests=3, busy_ms=2.25),
+            replica="mnist#a",
+        ),
+        [struct.pack("<2f", 0.25, 0.75)],
+        request_id=7,
+        cut=1,
+        codec=Codec.FLOAT32,
+    ),
+    "credit-shared": encode_message(m.Credit(credits=0, slowdown=1.25, window=3, elsewhere_ms=12.5)),
+    "load-versions": encode_message(
+        m.LoadReport(
+            gateway="gw",
+            sequence=42,
+            models=[
+                m.ModelLoad(
+                    name="mnist",
+                    ready=1,
+                    starting=0,
+                    target=1,
+                    queue_ms=0.0,
+                    wait_ms=0.0,
+                    slowdown=1.0,
+                    index=index,
+                    age_ms=40.0,
+                )
+                for index in (0, 3)
+            ],
+            period_ms=100.0,
+        )
+    ),
     "cancel": encode_message(m.Cancel(reason="the caller left"), request_id=7),
 }
 
