@@ -57,6 +57,7 @@ Index = Annotated[int, Meta(ge=0, le=65535)]
 Batch = Annotated[int, Meta(ge=1, le=65535)]
 UnitMs = Annotated[list[Millis], Meta(max_length=65535)]
 Dims = Annotated[list[Count], Meta(max_length=8)]
+Endpoints = Annotated[list[Text], Meta(max_length=64)]
 
 
 class MessageType(IntEnum):
@@ -122,14 +123,20 @@ class ModelCard(Header, frozen=True, kw_only=True):
     error: Text = ""
 
 
-class Card(Header, frozen=True, kw_only=True):
-    """Gateway to device: the answer to HELLO, and again whenever a card changes."""
+class Card(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """Gateway to device: the answer to HELLO, and again whenever a card changes.
+
+    ``gateways`` are the device endpoints of all gateways of the cluster, ``load_endpoints`` their load
+    feeds; a gateway that knows of no other leaves both empty.
+    """
 
     gateway: Name
     software: Name
     limits: Limits
     models: Annotated[list[ModelCard], Meta(max_length=256)]
     load_endpoint: Text = ""
+    gateways: Endpoints = msgspec.field(default_factory=list)
+    load_endpoints: Endpoints = msgspec.field(default_factory=list)
 
 
 class Announce(Header, frozen=True, kw_only=True):
