@@ -42,7 +42,7 @@ def app(args: dict[str, Any]) -> Application:
         endpoint = _replica_endpoint(config.gateway)
     except ConfigError as error:
         raise _UsageError(str(error)) from error
-    plain = config.model_dump(mode="json")
+    plain = config.model_dump(mode="json", exclude_unset=True)
     tails = [_tail(model, config, plain, endpoint) for model in config.models if model.replicas > 0]
     gateway = _GATEWAY.options(ray_actor_options={"num_cpus": config.gateway.num_cpus})
     return gateway.bind(plain, *tails)

@@ -58,7 +58,7 @@ class InProcessCloud:
                 stack.push_async_callback(self.gateway.stop)
                 stack.push_async_callback(self._stop_tails)
                 for model in self.config.models:
-                    for _ in range(model.replicas):
+                    for _ in range(model.first_replicas):
                         await self.add_replica(model)
                 self._stack = stack.pop_all()
         except BaseExceptionGroup as group:

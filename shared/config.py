@@ -19,6 +19,7 @@ from shared.errors import ConfigError
 
 __all__ = [
     "AgentConfig",
+    "AutoscaleConfig",
     "CalibrationConfig",
     "CloudConfig",
     "CloudLinkConfig",
@@ -200,14 +201,42 @@ class AgentConfig(_Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> AgentConfig:
-        _require_unique(self.models)
+        _require_unique([model.name for model in self.models])
+        return self
+
+
+class AutoscaleConfig(_Section):
+    """How many replicas of a network there are, by its load; with ``min_replicas: 0`` none while nobody asks.
+
+    A replica is added before work waits longer than ``target_queue_ms``, once the load has asked for it for
+    ``upscale_delay_s``, and leaves once it was not needed for ``downscale_delay_s``.
+    """
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(ge=1)
+    target_queue_ms: float = Field(default=100.0, gt=0)
+    upscale_delay_s: float = Field(default=2.0, ge=0)
+    downscale_delay_s: float = Field(default=30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscaleConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}"
+            )
         return self
 
 
 class ServedModelConfig(ModelSource):
-    """A network in the cloud."""
+    """A network in the cloud.
 
-    replicas: int = Field(default=1, ge=0)
+    ``version`` tells two networks of one name apart while devices move from one to the other: each has
+    replicas of its own.
+    """
+
+    version: str = Field(default="", max_length=64)
+    replicas: int = Field(default=1, ge=0, description="with autoscale: leave it out")
+    autoscale: AutoscaleConfig | None = None
     num_cpus: float = Field(default=0.5, gt=0, description="what Ray reserves for one replica")
     num_gpus: float = Field(default=0.0, ge=0)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
@@ -215,8 +244,20 @@ class ServedModelConfig(ModelSource):
     credits: int = Field(default=2, ge=1, description="requests that a replica holds at once")
     max_queue: int = Field(default=256, ge=1)
 
+    @model_validator(mode="after")
+    def _fixed_or_autoscaled(self) -> ServedModelConfig:
+        if self.autoscale is not None and "replicas" in self.model_fields_set:
+            raise ValueError("give replicas or autoscale, not both")
+        return self
+
+    @property
+    def first_replicas(self) -> int:
+        """How many replicas there are at the start."""
+        return self.replicas if self.autoscale is None else self.autoscale.min_replicas
+
 
 class GatewayConfig(_Section):
+    replicas: int = Field(default=1, ge=1, description="gateways, one for each node of the Ray cluster")
     host: str = "127.0.0.1"
     device_port: int = Field(default=5555, ge=0, le=65535, description="0 takes a free port")
     replica_port: int = Field(default=5556, ge=0, le=65535)
@@ -245,12 +286,11 @@ class CloudConfig(_Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CloudConfig:
-        _require_unique(self.models)
+        _require_unique([f"{model.name}@{model.version}".removesuffix("@") for model in self.models])
         return self
 
 
-def _require_unique(models: list[Any]) -> None:
-    names = [model.name for model in models]
+def _require_unique(names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"models named more than once: {', '.join(repeated)}")
@@ -305,7 +345,7 @@ def _overridden(cls: type[BaseModel], values: dict[str, Any], environ: Mapping[s
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "(top level)"
+    return ".".join(str(part)[:80] for part in location) or "(top level)"
 
 
 def _plainly(item: Any) -> str:

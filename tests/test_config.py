@@ -83,3 +83,29 @@ def test_every_shipped_agent_config_is_valid() -> None:
 
 def test_the_shipped_cloud_config_is_valid() -> None:
     assert load_config(CloudConfig, CONFIGS / "cloud.yaml", environ={}).models
+
+
+def test_two_versions_of_a_network_may_be_served_but_not_one_twice() -> None:
+    def cloud(*models: dict[str, object]) -> CloudConfig:
+        return parse_config(CloudConfig, {"models": list(models)}, "here", environ={})
+
+    served = cloud({"name": "a"}, {"name": "a", "version": "2"}, {"name": "b", "version": "2"})
+    assert [(model.name, model.version) for model in served.models] == [("a", ""), ("a", "2"), ("b", "2")]
+    with pytest.raises(ConfigError, match="named more than once: a@2"):
+        cloud({"name": "a", "version": "2"}, {"name": "a", "version": "2"})
+
+
+def test_replicas_are_fixed_or_autoscaled() -> None:
+    def model(**values: object) -> CloudConfig:
+        return parse_config(CloudConfig, {"models": [{"name": "a", **values}]}, "here", environ={})
+
+    assert model().models[0].first_replicas == 1
+    assert model(replicas=3).models[0].first_replicas == 3
+    scaled = model(autoscale={"min_replicas": 0, "max_replicas": 4})
+    assert scaled.models[0].first_replicas == 0
+    # What a process hands to another is read again there.
+    assert CloudConfig.model_validate(scaled.model_dump(mode="json", exclude_unset=True)) == scaled
+    with pytest.raises(ConfigError, match="replicas or autoscale, not both"):
+        model(replicas=1, autoscale={"max_replicas": 2})
+    with pytest.raises(ConfigError, match="min_replicas 3 is more than max_replicas 2"):
+        model(autoscale={"min_replicas": 3, "max_replicas": 2})
