@@ -22,7 +22,8 @@ from edge_agent.controller import Controller
 from edge_agent.decision import Decision
 from edge_agent.estimate import MIN_SPAN_BYTES
 from edge_agent.goals import constraints_of, objective_of, power_of, requested_objective
-from edge_agent.link import CloudLink, LinkState
+from edge_agent.link import CloudLink
+from edge_agent.listener import LinkState
 from edge_agent.local_api import LocalApi
 from edge_agent.pipeline import Pipeline
 from edge_agent.power import choose_meter
@@ -117,11 +118,11 @@ class EdgeAgent:
             self._widening = Widening(
                 controller, self.runner, self.config.cache_dir, self._pipeline.now_ms, self._pipeline.idle
             )
-            self._pipeline.on_offer = self._widening.on_card
+            self._pipeline.cloud.on_offer = self._widening.on_card
             for model in self.config.models:
                 await self._load(model)
-            self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline)
-            self._pipeline.link = self._link
+            self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline.cloud)
+            self._pipeline.cloud.link = self._link
             local = (
                 await stack.enter_async_context(LocalApi(self.config.socket, self)) if self._serve else None
             )
@@ -232,11 +233,11 @@ class EdgeAgent:
         cloud = self.config.cloud
         await self._link.first_contact.wait()
         if self._link.online:
-            await self._pipeline.timed.wait()
+            await self._pipeline.cloud.timed.wait()
         if self._link.online and cloud.probe_bytes >= MIN_SPAN_BYTES:
-            await self._pipeline.measured.wait()
-        if self._link.online and (cloud.load_feed or self._pipeline.load_endpoint):
-            await self._pipeline.loaded.wait()
+            await self._pipeline.cloud.measured.wait()
+        if self._link.online and (cloud.load_feed or self._pipeline.cloud.load_endpoint):
+            await self._pipeline.cloud.loaded.wait()
 
     async def _load(self, config: ModelConfig) -> None:
         name, constraints = config.name, self._constraints[config.name]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import zmq
 
-from edge_agent.session import LinkListener, LinkState, Session
+from edge_agent.listener import LinkListener, LinkState
+from edge_agent.session import Session
 from shared.config import CloudLinkConfig
 from shared.wire import Buffer, WireLimits, budget_from_ms, encode_message
 from shared.wire.messages import Cancel, Goodbye, Hello, Infer
@@ -101,13 +102,13 @@ class CloudLink:
     def send_cancel(self, request_id: int) -> None:
         """Tell the gateway, if it is there, that nobody waits for this answer."""
         if self._session is not None and self.online:
-            self._session.forget(request_id)
+            self._session.silence.forget(request_id)
             self._session.send(Cancel(), request_id=request_id)
 
     @property
     def unconfirmed_bytes(self) -> int:
         """Bytes handed to ZeroMQ that the gateway is not yet known to have."""
-        return self._session.unconfirmed_bytes if self._session else 0
+        return self._session.silence.unconfirmed_bytes if self._session else 0
 
     def close(self) -> None:
         """Say GOODBYE; the task then wants to be cancelled."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from shared.calibration import Calibration
 from shared.codec import Form
 from shared.graph import Cut, Program
-from shared.plan.fidelity import agreement_of, measure_gate, missing
+from shared.plan.fidelity import MOST_SAMPLES, agreement_of, measure_gate, missing
 from shared.plan.gate import Gate, GateKey, load_gate, save_gate
 from shared.plan.measure import Progress, measure_profile
 from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
@@ -50,23 +50,36 @@ def gate_of(
     cache_dir: Path,
     *,
     forms: Sequence[Form],
+    enough: float | None,
     cuts: Sequence[Cut] | None = None,
     known: Gate | None = None,
     progress: Progress | None = None,
 ) -> Gate:
     """What lossy ``forms`` do to the answer at ``cuts``, at all topological ones when None.
 
-    ``known`` stands for what the cache holds, and is part of the answer.
+    Inputs are asked until it is known of each whether it leaves ``enough`` answers as they are, or there
+    are no more of them; all are when that is None.  ``known`` stands for what the cache holds, and is part of the answer.
     """
     graph = program.graph
     key = GateKey(graph.digest, calibration.name, agreement_of(graph), program.mode)
     if known is None:
         known, warning = load_gate(cache_dir, key)
         _warn(warning)
-    if known is not None and not missing(graph, graph.cuts if cuts is None else cuts, forms, known):
+    most = MOST_SAMPLES if calibration.synthetic else len(calibration.samples)
+    if known is not None and not missing(
+        graph, graph.cuts if cuts is None else cuts, forms, known, enough, most
+    ):
         return known
     gate = measure_gate(
-        program, calibration.samples, key, forms=forms, cuts=cuts, known=known, progress=progress
+        program,
+        calibration.stream(),
+        key,
+        forms=forms,
+        cuts=cuts,
+        known=known,
+        enough=enough,
+        most=most,
+        progress=progress,
     )
     _warn(save_gate(cache_dir, gate))
     return gate

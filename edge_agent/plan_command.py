@@ -219,6 +219,7 @@ async def _judged(
             known.calibration,
             cache_dir=config.cache_dir,
             forms=lossy_forms(constraints_of(source)),
+            enough=source.min_agreement,
             cuts=cuts,
             known=known.gate,
             progress=partial(progress, source.name, "accuracy"),

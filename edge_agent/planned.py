@@ -12,6 +12,8 @@ from edge_agent.caution import Caution
 from edge_agent.corrections import Corrections
 from edge_agent.decision import Decision, place_of, why_switched
 from edge_agent.estimate import LinkEstimate
+from edge_agent.pin import Pin, within
+from edge_agent.reported import ReportedLoad
 from shared.codec import Codec
 from shared.errors import PlanError
 from shared.plan.constraints import Constraints, constrain
@@ -33,11 +35,6 @@ __all__ = ["LATENCY", "UNCONSTRAINED", "LinkState", "PlannedModel"]
 
 LATENCY = Latency()
 UNCONSTRAINED = Constraints()
-
-_UNKNOWN_WAIT_MS = 25.0
-"""What a request is taken to wait while no fresh load report says otherwise: not nothing."""
-
-_LEAST_SLOWDOWN, _MOST_SLOWDOWN = 0.1, 100.0
 
 _RESOLVE_MS = 250.0
 """How long a decision stands without an event: what was learned from requests fades with time."""
@@ -90,7 +87,7 @@ class PlannedModel:
         if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
             self._check_pinned_cut()
         self._rebuild()
-        self._pinned: tuple[Cut, tuple[Codec, ...]] | None = None
+        self._pinned: Pin | None = None
         self._decided_under: Conditions | None = None
         self._valid_until_ms = -math.inf
         self._better_since_ms: float | None = None
@@ -101,9 +98,7 @@ class PlannedModel:
 
     def on_connected(self) -> None:
         """Forget what an earlier connection taught of the cloud's state."""
-        self._load: ModelLoad | None = None
-        self._load_ms = -math.inf
-        self._own_done_ms = 0.0
+        self._reported = ReportedLoad()
         self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
@@ -130,28 +125,18 @@ class PlannedModel:
         self._rebuild()
 
     def on_load(self, load: ModelLoad, now_ms: float) -> None:
-        self._load, self._load_ms = load, now_ms
-        self._own_done_ms = 0.0
+        self._reported.on_load(load, now_ms)
 
     def on_answered(self, latency_ms: float, cloud_ms: float, now_ms: float) -> None:
-        """An answer came back: work of our own that a report made on its way still counts is done."""
         self.caution.on_answered()
-        if now_ms - latency_ms < self._load_ms:
-            self._own_done_ms += cloud_ms
+        self._reported.on_answered(latency_ms, cloud_ms, now_ms)
 
     def pin(self, cut: Cut, *codecs: Codec) -> None:
         """One codec for all tensors of the cut, or one for each.  Raises PlanError when a constraint
         excludes the row, or when the codecs for each are no candidate."""
-        label = ", ".join(codec.label for codec in dict.fromkeys(codecs))
-        row = self._candidates.find(cut, *codecs)
-        mixed = len(set(codecs)) > 1
-        if row is None if mixed else codecs[0] not in self._menu:
-            allowed = ", ".join(each.label for each in self._menu)
-            raise PlanError(f"{self.name} may use {allowed}, not {label}" + " at once" * mixed)
-        for each in self.excluded:
-            if each.row == row:
-                raise PlanError(f"{self.name} may not be cut at {cut.name} in {label}: {each.reason}")
-        self._pinned = (cut, codecs)
+        pin = Pin(cut, codecs)
+        pin.check(self.name, self._candidates, self.excluded, self._menu)
+        self._pinned = pin
         self._valid_until_ms = -math.inf
 
     def unpin(self) -> None:
@@ -208,7 +193,7 @@ class PlannedModel:
             self._decided_under = conditions
         self._batches.clear()
         self._valid_until_ms = now_ms + _RESOLVE_MS
-        for change_ms in (self._load_ms + link.load_stale_ms, self.caution.blocked_until_ms):
+        for change_ms in (self._reported.reported_ms + link.load_stale_ms, self.caution.blocked_until_ms):
             if change_ms > now_ms:
                 self._valid_until_ms = min(self._valid_until_ms, change_ms)
         self.decision = self._decide(link, conditions, scores, choice, reason, previous, threshold, now_ms)
@@ -235,14 +220,7 @@ class PlannedModel:
             raise PlanError(f"{self.name}: {scores.unmet}")
         reason = f"for a batch of {batch}" if objective is None else "for the objective of this request"
         if not math.isinf(deadline_ms):
-            in_time = (scores.latency_ms <= deadline_ms) & np.isfinite(scores.cost)
-            if in_time.any():
-                scores = scores._replace(cost=np.where(in_time, scores.cost, np.inf))
-                reason = f"the plan in use would miss the deadline of {deadline_ms:.0f} ms"
-            else:
-                fastest = np.where(np.isfinite(scores.cost), scores.latency_ms, np.inf)
-                scores = scores._replace(cost=fastest, unit="ms")
-                reason = f"nothing meets the deadline of {deadline_ms:.0f} ms; this is the fastest"
+            scores, reason = within(scores, deadline_ms)
         pinned = self._pinned_row(scores)
         threshold = 0.0 if pinned is None else 1.0
         choice = choose(scores, pinned, threshold)
@@ -305,8 +283,8 @@ class PlannedModel:
             decided_ms=now_ms,
             conditions=conditions,
             link=link.estimate,
-            load_age_ms=now_ms - self._load_ms,
-            load_wait_ms=self._reported_wait_ms(link, now_ms),
+            load_age_ms=now_ms - self._reported.reported_ms,
+            load_wait_ms=self._reported.wait_ms(self._reported.is_fresh(link.load_stale_ms, now_ms)),
             row=row,
             previous=previous,
             threshold=threshold,
@@ -324,27 +302,23 @@ class PlannedModel:
 
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
         """The conditions now, and why the cloud cannot be used when it cannot."""
-        fresh = self._is_fresh(link, now_ms)
-        load, learned, estimate = self._load, self.corrections, link.estimate
+        reported, learned, estimate = self._reported, self.corrections, link.estimate
+        fresh = reported.is_fresh(link.load_stale_ms, now_ms)
         problem = self._card_problem
         if not link.connected:
             problem = "no link to the cloud"
-        elif fresh and load is not None and load.ready == 0:
+        elif fresh and reported.load is not None and reported.load.ready == 0:
             problem = "no replica is ready"
         elif now_ms < self.caution.blocked_until_ms:
             problem = "the cloud refused work"
-        wait_ms = self._reported_wait_ms(link, now_ms)
         extra_ms = learned.wait_ms(now_ms)
         if not fresh:
             extra_ms = max(0.0, extra_ms)
-        slowdown = 1.0 if load is None else load.slowdown
-        if not fresh:
-            slowdown = max(1.0, slowdown)
         conditions = Conditions(
             uplink_bps=estimate.uplink_bps,
             rtt_ms=estimate.rtt_ms,
-            wait_ms=max(0.0, wait_ms + extra_ms) + self.caution.penalty_ms(now_ms),
-            slowdown=min(max(slowdown, _LEAST_SLOWDOWN), _MOST_SLOWDOWN),
+            wait_ms=max(0.0, reported.wait_ms(fresh) + extra_ms) + self.caution.penalty_ms(now_ms),
+            slowdown=reported.slowdown(fresh),
             reachable=not problem,
             downlink_bps=estimate.downlink_bps,
             device=learned.factor(Stage.DEVICE, now_ms),
@@ -354,18 +328,9 @@ class PlannedModel:
             network_ms=max(-estimate.rtt_ms, learned.network_ms(now_ms)),
             overhead_ms=max(0.0, learned.overhead_ms(now_ms)),
             batch=batch,
-            replicas=max(1, load.ready) if load is not None else 1,
+            replicas=reported.replicas,
         )
         return conditions, problem
-
-    def _is_fresh(self, link: LinkState, now_ms: float) -> bool:
-        return now_ms - self._load_ms < link.load_stale_ms
-
-    def _reported_wait_ms(self, link: LinkState, now_ms: float) -> float:
-        """The load report's wait; when it is stale, at least what is assumed of an unknown queue."""
-        load = self._load
-        reported = 0.0 if load is None else max(0.0, load.wait_ms - self._own_done_ms / max(1, load.ready))
-        return reported if self._is_fresh(link, now_ms) else max(reported, _UNKNOWN_WAIT_MS)
 
     def _row_of(self, decision: Decision) -> int | None:
         """An earlier decision's row among the rows of now."""
@@ -374,11 +339,7 @@ class PlannedModel:
         return self.rows.find(decision.cut, *(decision.codecs or (decision.codec,)))
 
     def _pinned_row(self, scores: Scores) -> int | None:
-        if self._pinned is None:
-            return None
-        cut, codecs = self._pinned
-        row = self.rows.find(cut, *codecs)
-        return row if row is not None and np.isfinite(scores.cost[row]) else None
+        return None if self._pinned is None else self._pinned.row(self.rows, scores)
 
     def _reason(self, before: Decision, row: int, conditions: Conditions, problem: str) -> str:
         previous = self._row_of(before)

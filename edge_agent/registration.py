@@ -81,6 +81,7 @@ async def register(
             calibration,
             cache_dir=config.cache_dir,
             forms=forms,
+            enough=source.min_agreement,
             progress=partial(report, "accuracy"),
         )
     return Registered(model, graph, calibration, profile, gate)

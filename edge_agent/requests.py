@@ -13,9 +13,6 @@ latest::
                  ├───────▶ LOCAL ◀─┘
                  │          ▼
                  └──────▶ Complete(DEVICE)            any state ──deadline──▶ Fail(DeadlineError)
-
-What a request still occupies at the cloud is counted apart from its life here: a request that ended on
-the device is outstanding there until the late answer, the loss of the link or the end of its budget.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ from edge_agent.actions import (
     StopLocal,
 )
 from edge_agent.guard import Guard
+from edge_agent.outstanding import Outstanding
 from shared.errors import DeadlineError, OverloadedError, RefusedError, SutureError
 
 __all__ = ["Counters", "RequestTable"]
@@ -70,12 +68,6 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class _Outstanding:
-    payload_bytes: int
-    expires_ms: float
-
-
-@dataclass(slots=True)
 class RequestTable:
     """All requests of one agent.  Not thread-safe; times are absolute milliseconds of one steady clock.
 
@@ -88,11 +80,8 @@ class RequestTable:
     counters: Counters = field(default_factory=Counters)
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _held_bytes: int = 0
-    _outstanding: dict[int, _Outstanding] = field(default_factory=dict)
-    _outstanding_bytes: int = 0
+    _outstanding: Outstanding = field(default_factory=Outstanding)
     _online: bool = False
-    _cloud_in_flight: int = 0
-    _cloud_in_flight_bytes: int = 0
     _draining: bool = False
 
     def __len__(self) -> int:
@@ -110,7 +99,7 @@ class RequestTable:
 
     @property
     def outstanding_bytes(self) -> int:
-        return self._outstanding_bytes
+        return self._outstanding.nbytes
 
     def phase(self, request_id: int) -> Phase | None:
         """None when there is no such request, or no longer."""
@@ -181,18 +170,13 @@ class RequestTable:
             return self._fail(entry, _missed(entry))
         self._held_bytes += payload_bytes
         entry.held_bytes += payload_bytes
-        self._expire_outstanding(now_ms)
         if not self._online:
             return self._finish_locally(entry, Fallback.UNREACHABLE)
-        if (
-            len(self._outstanding) >= self._cloud_in_flight
-            or self._outstanding_bytes + payload_bytes > self._cloud_in_flight_bytes
-        ):
+        if not self._outstanding.has_room(payload_bytes, now_ms):
             return self._finish_locally(entry, Fallback.LINK_FULL)
         entry.phase = Phase.SENT
         entry.sent_ms = now_ms
-        self._outstanding[request_id] = _Outstanding(payload_bytes, entry.deadline_ms)
-        self._outstanding_bytes += payload_bytes
+        self._outstanding.add(request_id, payload_bytes, entry.deadline_ms)
         return [Send(request_id, max(entry.deadline_ms - now_ms, 0.0))]
 
     def prefix_failed(self, request_id: int, error: SutureError) -> list[Action]:
@@ -235,14 +219,13 @@ class RequestTable:
     def connected(self, *, max_in_flight: int, max_in_flight_bytes: int) -> None:
         """The gateway takes work, within its limits for one device."""
         self._online = True
-        self._cloud_in_flight = max_in_flight
-        self._cloud_in_flight_bytes = max_in_flight_bytes
+        self._outstanding.max_count = max_in_flight
+        self._outstanding.max_bytes = max_in_flight_bytes
 
     def disconnected(self) -> list[Action]:
         """No answer will come any more for anything that was sent."""
         self._online = False
         self._outstanding.clear()
-        self._outstanding_bytes = 0
         actions: list[Action] = []
         for entry in list(self._entries.values()):
             if entry.phase is Phase.SENT:
@@ -253,7 +236,7 @@ class RequestTable:
 
     def send_failed(self, request_id: int) -> list[Action]:
         """The link took nothing: the payload never left."""
-        self._settle(request_id)
+        self._outstanding.settle(request_id)
         entry = self._entries.get(request_id)
         if entry is None or entry.phase is not Phase.SENT:
             return []
@@ -261,7 +244,7 @@ class RequestTable:
 
     def answered(self, request_id: int) -> list[Action]:
         """A result has arrived.  Its decoding takes the worker from a local completion that races."""
-        self._settle(request_id)
+        self._outstanding.settle(request_id)
         entry = self._entries.get(request_id)
         if entry is None or entry.phase not in (Phase.SENT, Phase.RACING):
             self.counters.late_answers += 1
@@ -273,7 +256,7 @@ class RequestTable:
 
     def refused(self, request_id: int, error: SutureError) -> list[Action]:
         """The gateway or the replica answered with an error."""
-        self._settle(request_id)
+        self._outstanding.settle(request_id)
         entry = self._entries.get(request_id)
         if entry is None or entry.phase not in (Phase.SENT, Phase.RACING):
             self.counters.late_answers += 1
@@ -288,7 +271,7 @@ class RequestTable:
 
     def tick(self, now_ms: float, worker_wait_ms: float = 0.0) -> list[Action]:
         """Deadlines and guards that are due; ``worker_wait_ms`` is the work queued on the device."""
-        self._expire_outstanding(now_ms)
+        self._outstanding.expire(now_ms)
         actions: list[Action] = []
         for entry in [entry for entry in self._entries.values() if now_ms >= entry.deadline_ms]:
             actions += self._fail(entry, _missed(entry))
@@ -340,15 +323,6 @@ class RequestTable:
 
     def _end(self, request_id: int) -> None:
         self._held_bytes -= self._entries.pop(request_id).held_bytes
-
-    def _settle(self, request_id: int) -> None:
-        settled = self._outstanding.pop(request_id, None)
-        if settled is not None:
-            self._outstanding_bytes -= settled.payload_bytes
-
-    def _expire_outstanding(self, now_ms: float) -> None:
-        for request_id in [key for key, sent in self._outstanding.items() if sent.expires_ms <= now_ms]:
-            self._settle(request_id)
 
 
 _WHILE = {

@@ -189,12 +189,14 @@ class Runner:
         *,
         cache_dir: Path,
         forms: Sequence[Form],
+        enough: float | None = None,
         cuts: Sequence[Cut] | None = None,
         known: Gate | None = None,
         progress: Progress | None = None,
     ) -> Gate:
         """What lossy ``forms`` do to the network's answer at ``cuts``, all topological ones when None: as
-        ``known``, as kept in ``cache_dir``, or measured now and kept there."""
+        ``known``, as kept in ``cache_dir``, or measured now and kept there, as closely as it takes to tell
+        whether they leave ``enough`` answers as they are."""
         return await self.call(
             partial(
                 gate_of,
@@ -202,6 +204,7 @@ class Runner:
                 calibration,
                 cache_dir,
                 forms=forms,
+                enough=enough,
                 cuts=cuts,
                 known=known,
                 progress=progress,

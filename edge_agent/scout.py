@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from edge_agent.estimate import LinkEstimate, LinkEstimator
-from edge_agent.link import CloudLink, LinkState
+from edge_agent.link import CloudLink
+from edge_agent.listener import LinkState
 from shared.config import CloudLinkConfig
 from shared.errors import SutureError
 from shared.wire import Message

@@ -7,24 +7,23 @@ before an outage is delivered after it.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
+from edge_agent.listener import LinkListener, LinkState
 from edge_agent.load_feed import LoadFeed, reachable
+from edge_agent.silence import Silence
 from shared.config import CloudLinkConfig
 from shared.errors import ProtocolError, SutureError, UnavailableError
-from shared.wire import Buffer, Message, WireLimits, decode_message, encode_message, error_from_reply
+from shared.wire import Buffer, WireLimits, decode_message, encode_message, error_from_reply
 from shared.wire.messages import Announce, Card, Hello, LoadReport, MessageType, Ping, Pong
 
-__all__ = ["LinkListener", "LinkState", "Session"]
+__all__ = ["Session"]
 
 _FIRST_CONTROL_ID = 2**63
 """Request ids from here on belong to hellos and heartbeats."""
@@ -33,63 +32,9 @@ _SEND_HIGH_WATER = 64
 _CARD_TIMEOUTS = 4
 """A gateway that does not answer HELLO within this many heartbeat timeouts is dialled anew."""
 
-_TRANSFER_MARGIN = 2.0
-"""How much longer than estimated a transfer may take before a silent gateway counts as lost."""
-
-_SLOWER_THAN_THOUGHT_MS = 5_000.0
-"""How long a gateway whose load feed goes on may be silent while bytes of ours are under way."""
-
-_FEED_GAPS, _FEED_GAP_FADE = 3.0, 0.9
-"""After how many of its gaps the load feed counts as silent; and how fast a long gap is forgotten."""
-
-
-class LinkState(StrEnum):
-    CONNECTING = "connecting"
-    ONLINE = "online"
-    OFFLINE = "offline"
-    REFUSED = "refused"
-    CLOSED = "closed"
-
-
-class LinkListener(Protocol):
-    """What the link reports, in the order of events, from its own task.  Nothing here may block."""
-
-    def on_link_state(self, state: LinkState, reason: str) -> None: ...
-
-    def on_card(self, card: Card) -> None: ...
-
-    def on_answer(self, message: Message) -> None:
-        """A RESULT; the payloads are views that may be kept."""
-
-    def on_refusal(self, request_id: int, error: SutureError) -> None: ...
-
-    def on_span(self, span_bytes: int, span_ms: float) -> None:
-        """An announced transfer arrived at the gateway in this time."""
-
-    def on_rtt(self, rtt_ms: float) -> None:
-        """A heartbeat's round trip with nothing of ours in its way."""
-
-    def on_load(self, report: LoadReport) -> None: ...
-
-    def uplink_bps(self) -> float:
-        """The present estimate: a transfer in progress excuses silence for as long as it should take."""
-
-    def probe_bytes(self) -> int:
-        """The size of the probe that is wanted with the next heartbeat, else 0."""
-
-    def on_probe_sent(self, probe_bytes: int) -> None: ...
-
 
 def now_ms() -> float:
     return asyncio.get_running_loop().time() * 1000.0
-
-
-class _Heartbeat(NamedTuple):
-    """A PING without its PONG.  ``idle``: nothing of ours was under way before it."""
-
-    sent_ms: float
-    due_ms: float
-    idle: bool
 
 
 class Session:
@@ -116,12 +61,8 @@ class Session:
         self._next_id = _FIRST_CONTROL_ID + 1
         self._shaken = False
         self._hello_sent_ms: float | None = None
-        self._heard_ms = self._beat_ms = now_ms()
-        self._rtt_ms = 0.0
-        self._pings: dict[int, _Heartbeat] = {}
-        self._unconfirmed: deque[tuple[int, int]] = deque()
-        self._expected_results: dict[int, tuple[int, float]] = {}
-        self.unconfirmed_bytes = 0
+        self._beat_ms = now_ms()
+        self.silence = Silence(config.heartbeat_ms, config.heartbeat_timeout_ms, self._beat_ms)
 
         self._socket = context.socket(zmq.DEALER)
         _set_up(self._socket, config, limits)
@@ -136,8 +77,6 @@ class Session:
         self._monitor_inbox = Inbox(self._monitor, self._on_monitor)
         self._inbox = Inbox(self._socket, self._on_frames)
         self._feed: LoadFeed | None = None
-        self._feed_heard_ms = -math.inf
-        self._feed_gap_ms = 0.0
         self._socket.connect(config.gateway)
 
     async def run(self) -> tuple[bool, LinkState, str]:
@@ -150,7 +89,7 @@ class Session:
             ]
             if self._feed is not None:
                 watched.append(self._feed.failure)
-            timeout_s = max(min(self._beat_ms, self._lost_ms()) - now_ms(), 0.0) / 1000.0
+            timeout_s = max(min(self._beat_ms, self.silence.lost_ms()) - now_ms(), 0.0) / 1000.0
             done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
                 if not future.cancelled():
@@ -187,33 +126,24 @@ class Session:
         sent = send_now(self._socket, announce) and send_now(self._socket, frames)
         self._inbox.look_again()
         if sent:
-            self._track(request_id, payload_bytes)
-            self._expected_results[request_id] = (result_bytes, now_ms() + budget_ms)
+            self.silence.work_sent(request_id, payload_bytes, result_bytes, now_ms() + budget_ms)
         return sent
 
-    def forget(self, request_id: int) -> None:
-        """No answer is expected for this request."""
-        self._expected_results.pop(request_id, None)
-
     def send_ping(self, probe_bytes: int) -> bool:
-        now = now_ms()
         request_id, self._next_id = self._next_id, self._next_id + 1
-        idle = not self.unconfirmed_bytes and not probe_bytes
         if probe_bytes and not self.send(Announce(payload_bytes=probe_bytes), request_id=request_id):
             return False
         padding = (bytes(probe_bytes),) if probe_bytes else ()
         if not self.send(Ping(probe_bytes=probe_bytes), padding, request_id):
             return False
-        self._track(request_id, probe_bytes)
-        due_ms = now + self._rtt_ms + max(self._patience_ms, self._transfer_ms())
-        self._pings[request_id] = _Heartbeat(now, due_ms, idle)
+        self.silence.ping_sent(request_id, probe_bytes, now_ms(), self._listener.uplink_bps())
         return True
 
     # time
 
     def _on_time(self, now: float) -> None:
-        if now >= self._lost_ms():
-            silent_ms = now - self._heard_ms
+        if now >= self.silence.lost_ms():
+            silent_ms = now - self.silence.heard_ms
             self._end(LinkState.OFFLINE, f"nothing heard from {self._config.gateway} for {silent_ms:.0f} ms")
             return
         if now < self._beat_ms:
@@ -229,72 +159,19 @@ class Session:
                 self._end(LinkState.OFFLINE, f"{self._config.gateway} connects but does not answer HELLO")
             return
         # A probe behind a payload would measure the payload.
-        wanted = 0 if self.unconfirmed_bytes else self._listener.probe_bytes()
+        wanted = 0 if self.silence.unconfirmed_bytes else self._listener.probe_bytes()
         if self.send_ping(wanted) and wanted:
             self._listener.on_probe_sent(wanted)
-
-    def _lost_ms(self) -> float:
-        """When the gateway will count as lost, unless it says a word before.
-
-        Silent for the timeout, and the oldest heartbeat without an answer is overdue: that allows for the
-        round trip, and for what the heartbeat was sent behind where that takes longer than the patience.
-
-        The load feed has a connection of its own, which no payload of ours blocks.  When it falls silent
-        together with the gateway, nothing is excused.  While it goes on and bytes of ours are under way,
-        the uplink has become slower than estimated: to let them arrive is how that gets measured.
-        """
-        if not self._pings:
-            return math.inf
-        oldest = next(iter(self._pings.values()))
-        silent_ms = self._heard_ms + self._config.heartbeat_timeout_ms
-        lost_ms = max(oldest.due_ms, silent_ms)
-        feed_ms = max(self._config.heartbeat_timeout_ms, _FEED_GAPS * self._feed_gap_ms)
-        if self._feed_gap_ms and self._feed_heard_ms >= oldest.sent_ms - feed_ms:
-            unexcused_ms = oldest.sent_ms + self._rtt_ms + self._patience_ms
-            feed_lost_ms = self._feed_heard_ms + feed_ms
-            if self.unconfirmed_bytes:
-                lost_ms = max(lost_ms, oldest.sent_ms + _SLOWER_THAN_THOUGHT_MS)
-            lost_ms = min(lost_ms, max(silent_ms, unexcused_ms, feed_lost_ms))
-        return lost_ms
-
-    @property
-    def _patience_ms(self) -> float:
-        """How much longer than the round trip an answer to a heartbeat may take."""
-        return max(self._config.heartbeat_timeout_ms - self._config.heartbeat_ms, 0.0)
 
     def _say_hello(self) -> None:
         if self.send(self._hello, request_id=self._hello_id):
             self._hello_sent_ms = now_ms()
-
-    def _transfer_ms(self) -> float:
-        """How long what is under way may take, both ways."""
-        now = now_ms()
-        for request_id in [key for key, (_, end_ms) in self._expected_results.items() if end_ms <= now]:
-            del self._expected_results[request_id]  # the gateway owes no answer after the budget
-        total = self.unconfirmed_bytes + sum(nbytes for nbytes, _ in self._expected_results.values())
-        return total * 8000.0 / max(self._listener.uplink_bps(), 1.0) * _TRANSFER_MARGIN
 
     def _end(self, state: LinkState, reason: str) -> None:
         if not self._ended.done():
             self._ended.set_result((state, reason))
             # At once, not when the task gets its turn: requests in flight are waiting for this.
             self._enter(state, reason)
-
-    # what was sent, and what of it has arrived
-
-    def _track(self, request_id: int, nbytes: int) -> None:
-        self._unconfirmed.append((request_id, nbytes))
-        self.unconfirmed_bytes += nbytes
-
-    def _confirm(self, request_id: int) -> None:
-        """TCP keeps order: whatever was sent up to this request has arrived."""
-        if not any(sent_id == request_id for sent_id, _ in self._unconfirmed):
-            return
-        while True:
-            sent_id, nbytes = self._unconfirmed.popleft()
-            self.unconfirmed_bytes -= nbytes
-            if sent_id == request_id:
-                return
 
     # events
 
@@ -311,7 +188,7 @@ class Session:
             self._end(LinkState.REFUSED, f"{self._config.gateway} refused the handshake")
 
     def _on_frames(self, frames: list[memoryview]) -> None:
-        self._heard_ms = now_ms()
+        self.silence.heard_ms = now_ms()
         if self._ended.done():
             return
         try:
@@ -323,8 +200,7 @@ class Session:
         if message.type is MessageType.PONG:
             self._on_pong(request_id, message.header)
         elif message.type is MessageType.RESULT:
-            self._confirm(request_id)
-            self._expected_results.pop(request_id, None)
+            self.silence.answered(request_id)
             if message.header.span_ms > 0:
                 self._listener.on_span(message.header.span_bytes, message.header.span_ms)
             self._listener.on_answer(message)
@@ -341,18 +217,15 @@ class Session:
             )
 
     def _on_pong(self, request_id: int, pong: Pong) -> None:
-        self._confirm(request_id)
-        heartbeat = self._pings.pop(request_id, None)
-        if heartbeat is not None and heartbeat.idle:
-            self._rtt_ms = self._heard_ms - heartbeat.sent_ms
-            self._listener.on_rtt(self._rtt_ms)
+        rtt_ms = self.silence.ponged(request_id)
+        if rtt_ms is not None:
+            self._listener.on_rtt(rtt_ms)
         if pong.span_ms > 0:
             self._listener.on_span(pong.span_bytes, pong.span_ms)
 
     def _on_error(self, request_id: int, error: SutureError) -> None:
         if request_id < _FIRST_CONTROL_ID and self._was_online:
-            self._confirm(request_id)
-            self._expected_results.pop(request_id, None)
+            self.silence.answered(request_id)
             self._listener.on_refusal(request_id, error)
         else:
             lost = isinstance(error, UnavailableError)  # a gateway that has started anew
@@ -362,7 +235,9 @@ class Session:
     def _on_card(self, card: Card) -> None:
         self._follow(self._config.load_feed or reachable(card.load_endpoint, self._config.gateway))
         if not self._was_online and self._hello_sent_ms is not None:
-            self._rtt_ms = self._heard_ms - self._hello_sent_ms  # until a heartbeat has measured it
+            self.silence.rtt_ms = (
+                self.silence.heard_ms - self._hello_sent_ms
+            )  # until a heartbeat has measured it
         self._was_online = True
         self._enter(LinkState.ONLINE, f"{card.gateway} at {self._config.gateway}")
         self._listener.on_card(card)
@@ -380,10 +255,7 @@ class Session:
             )
 
     def _on_load(self, report: LoadReport) -> None:
-        now = now_ms()
-        if math.isfinite(self._feed_heard_ms):
-            self._feed_gap_ms = max(now - self._feed_heard_ms, self._feed_gap_ms * _FEED_GAP_FADE)
-        self._feed_heard_ms = now
+        self.silence.feed_heard(now_ms())
         self._listener.on_load(report)
 
 

@@ -99,6 +99,7 @@ class Widening:
                 known.calibration,
                 cache_dir=self._cache_dir,
                 forms=lossy_forms(constraints),
+                enough=constraints.min_agreement,
                 cuts=[cut],
                 known=gate,
             )

@@ -68,7 +68,7 @@ class Cloud:
         load = ModelLoad(
             name="deep", ready=1, starting=0, target=1, queue_ms=wait_ms, wait_ms=wait_ms, slowdown=1.0
         )
-        self.agent.pipeline.on_load(LoadReport(gateway="fake", sequence=self.sequence, models=[load]))
+        self.agent.pipeline.cloud.on_load(LoadReport(gateway="fake", sequence=self.sequence, models=[load]))
 
     def on_infer(self, message: Message) -> None:
         tail = self.agent.graph("deep").cuts[message.cut].cloud_units

@@ -263,10 +263,10 @@ async def test_a_feed_that_falls_silent_too_takes_the_excuse_away() -> None:
             await asyncio.sleep(0.02)
             session._on_load(report)
         assert link.online
-        assert session._lost_ms() >= session._feed_heard_ms + 150.0
+        assert session.silence.lost_ms() >= session.silence._feed_heard_ms + 150.0
         await eventually(lambda: not link.online)  # the feed has ended
         assert "nothing heard" in link.reason
-        assert list(session._pings.values())[-1].due_ms > sent_ms + 4000
+        assert list(session.silence._pings.values())[-1].due_ms > sent_ms + 4000
 
 
 async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed_goes_on() -> None:
@@ -292,15 +292,15 @@ async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed
         gateway.alive = False
         session._on_load(report)
         assert session.send_ping(0)
-        request_id, oldest = next(iter(session._pings.items()))
+        request_id, oldest = next(iter(session.silence._pings.items()))
         now = asyncio.get_running_loop().time() * 1000
-        session._heard_ms = now - 5000.0
-        session._pings[request_id] = oldest._replace(sent_ms=now - 1000.0, due_ms=now - 800.0)
-        assert session._lost_ms() <= now  # nothing of ours is under way
+        session.silence.heard_ms = now - 5000.0
+        session.silence._pings[request_id] = oldest._replace(sent_ms=now - 1000.0, due_ms=now - 800.0)
+        assert session.silence.lost_ms() <= now  # nothing of ours is under way
         assert send(link, payload=bytes(30_000))
-        assert session._lost_ms() > now + 100.0
-        session._pings[request_id] = oldest._replace(sent_ms=now - 5000.0, due_ms=now - 4800.0)
-        assert session._lost_ms() <= now  # not for ever
+        assert session.silence.lost_ms() > now + 100.0
+        session.silence._pings[request_id] = oldest._replace(sent_ms=now - 5000.0, due_ms=now - 4800.0)
+        assert session.silence.lost_ms() <= now  # not for ever
 
 
 async def test_a_short_transfer_does_not_put_off_that_an_outage_is_noticed() -> None:
@@ -315,12 +315,12 @@ async def test_a_short_transfer_does_not_put_off_that_an_outage_is_noticed() -> 
         listener.bps = 100_000 * 8 / 0.060
         assert send(link, payload=bytes(100_000))
         assert session.send_ping(0)
-        waits_ms = session._lost_ms() - asyncio.get_running_loop().time() * 1000
-        assert waits_ms <= 150.0 + session._rtt_ms
+        waits_ms = session.silence.lost_ms() - asyncio.get_running_loop().time() * 1000
+        assert waits_ms <= 150.0 + session.silence.rtt_ms
         listener.bps /= 10
         assert session.send_ping(0)
-        excused = list(session._pings.values())[-1]
-        assert excused.due_ms - excused.sent_ms == pytest.approx(1200.0 + session._rtt_ms)
+        excused = list(session.silence._pings.values())[-1]
+        assert excused.due_ms - excused.sent_ms == pytest.approx(1200.0 + session.silence.rtt_ms)
 
 
 async def test_a_gateway_that_refuses_the_hello_is_reported_with_its_reason() -> None:
