@@ -16,6 +16,8 @@ class Loops:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, loops: Mapping[str, Coroutine[Any, Any, None]]) -> None:
         """Run the loops, by name, until stopped or cancelled.
@@ -24,13 +26,32 @@ class Loops:
         """
         self._ended.clear()
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(loop, name=name) for name, loop in loops.items()]
+            async with asyncio.TaskGroup() as self._group:
+                for name, loop in loops.items():
+                    self.add(name, loop)
                 await self._stopping.wait()
-                for task in tasks:
-                    task.cancel()
+                for name in list(self._tasks):
+                    self.remove(name)
         finally:
+            self._group = None
             self._ended.set()
+
+    def add(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        """One more loop, while :meth:`run` runs."""
+        if self._group is None:
+            loop.close()
+            raise RuntimeError(f"no loops run that {name} could join")
+        self._tasks[name] = self._group.create_task(loop, name=name)
+
+    def remove(self, name: str) -> None:
+        """End one of the loops; unknown names are ignored."""
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    @property
+    def running(self) -> bool:
+        return self._group is not None
 
     async def stop(self) -> None:
         """Return when no loop runs any more."""

@@ -49,7 +49,8 @@ _LINGER_MS = 200
 
 
 class Tail:
-    """One replica of ``model``.  ``gateways`` are the replica endpoints of all gateways.
+    """One replica of ``model``.  ``gateways`` are the replica endpoints of all gateways known so far;
+    :meth:`set_gateways` tells of others.
 
     :meth:`start` loads and profiles the network, which takes seconds; with an ``executor`` it uses that
     one instead.  :meth:`run` works until stopped, outlives any gateway, and raises on a defect.
@@ -80,6 +81,7 @@ class Tail:
         self._heartbeat_timeout_ms = heartbeat_timeout_ms
         self._wire_limits = WireLimits(max_message_bytes=max_message_bytes)
         self._context: zmq.Context[Any] | None = None
+        self._hello: ReplicaHello | None = None
         self._links: list[_GatewayLink] = []
         self._worker: Worker | None = None
         self._pace = _Pace()
@@ -90,7 +92,8 @@ class Tail:
         """Load, profile, connect.  Raises what :func:`cloud_cluster.executor.load_executor` raises."""
         worker = self._worker = Worker(self._make_executor, f"{self.replica} worker")
         executor = await worker.start()
-        hello = ReplicaHello(
+        self._context = zmq.Context()
+        self._hello = ReplicaHello(
             replica=self.replica,
             model=self.model.name,
             digest=executor.digest,
@@ -98,20 +101,49 @@ class Tail:
             credits=self.model.credits,
             software=f"suture {version('suture')}",
         )
-        context = self._context = zmq.Context()
-        self._links = [
-            _GatewayLink(
-                self._connected(context, endpoint),
-                endpoint,
-                hello,
-                self._wire_limits,
-                worker,
-                self._pace,
-                self._taken_in,
-            )
-            for endpoint in self._endpoints
-        ]
+        self.set_gateways(self._endpoints)
         log.info("%s holds %s, %.1f ms for the whole", self.replica, executor.digest, sum(executor.unit_ms))
+
+    def set_gateways(self, endpoints: Sequence[str]) -> None:
+        """The replica endpoints of all gateways there are now: connect to the new ones, leave the others.
+
+        Before the start they are only noted.
+        """
+        self._endpoints = list(endpoints)
+        if self._hello is None or self._context is None:
+            return
+        for link in [link for link in self._links if link.endpoint not in endpoints]:
+            log.info("%s leaves the gateway at %s, which is gone", self.replica, link.endpoint)
+            self._links.remove(link)
+            self._loops.remove(self._inbox_name(link))
+            link.say_goodbye("this gateway counts as gone")
+            link.close()
+        for endpoint in dict.fromkeys(endpoints):
+            if all(link.endpoint != endpoint for link in self._links):
+                self._join(self._context, endpoint, self._hello)
+
+    def _join(self, context: zmq.Context[Any], endpoint: str, hello: ReplicaHello) -> None:
+        assert self._worker is not None
+        link = _GatewayLink(
+            self._connected(context, endpoint),
+            endpoint,
+            hello,
+            self._wire_limits,
+            self._worker,
+            self._pace,
+            self._taken_in,
+        )
+        self._links.append(link)
+        if self._loops.running:
+            self._loops.add(self._inbox_name(link), link.inbox.failed())
+
+    def _inbox_name(self, link: _GatewayLink) -> str:
+        return f"{self.replica} inbox {link.endpoint}"
+
+    @property
+    def work_done(self) -> tuple[float, int]:
+        """Milliseconds that the replica was busy, and requests that it has finished, since its start."""
+        return self._pace.busy_total_ms, self._pace.finished
 
     @property
     def ready(self) -> bool:
@@ -131,7 +163,7 @@ class Tail:
                 {
                     f"{self.replica} worker": self._worker.failed(),
                     f"{self.replica} heartbeat": self._beat(),
-                    **{f"{self.replica} inbox {link.endpoint}": link.inbox.failed() for link in self._links},
+                    **{self._inbox_name(link): link.inbox.failed() for link in self._links},
                 }
             )
         except ExceptionGroup:
@@ -142,6 +174,8 @@ class Tail:
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Say goodbye, answer what is here and what is on its way, and leave after ``drain_s`` at most."""
+        # No more gateways are joined from here on.
+        self._hello = None
         for link in self._links:
             link.say_goodbye("the replica stops")
         try:
@@ -188,9 +222,13 @@ class _Pace:
         self._slowdown = 1.0
         self._busy_ms = 0.0
         self._since = time.monotonic()
+        self.busy_total_ms = 0.0
+        self.finished = 0
 
     def on_done(self, done: Done) -> None:
         self._busy_ms += done.busy_ms
+        self.busy_total_ms += done.busy_ms
+        self.finished += 1
         if isinstance(done.outcome, SutureError) or done.outcome.expected_ms < _SLOWDOWN_MIN_MS:
             return
         measured = done.outcome.compute_ms / done.outcome.expected_ms

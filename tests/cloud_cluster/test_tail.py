@@ -236,3 +236,21 @@ async def test_a_slow_replica_says_so_and_forgets_it_when_idle(monkeypatch: pyte
             await device.infer(request_id)
         await until(lambda: gateway.status()["models"]["net"]["slowdown"] > 2.0)
         await until(lambda: gateway.status()["models"]["net"]["slowdown"] < 1.1)
+
+
+async def test_gateways_that_come_are_joined_and_those_that_go_are_left() -> None:
+    async with running_gateway(NET) as first, running_gateway(NET) as second:
+        async with running_tail(EchoExecutor(), first) as tail:
+            tail.set_gateways([first.replica_endpoint, second.replica_endpoint])
+            await until(lambda: second.ready("net") == 1)
+            assert first.ready("net") == 1
+            tail.set_gateways([second.replica_endpoint])
+            await until(lambda: first.ready("net") == 0)
+            async with FakeDevice(second.device_endpoint) as device:
+                await device.hello(net="sha256:a")
+                await device.infer(7, cut=0)
+                assert (await device.next(MessageType.RESULT)).request_id == 7
+            busy_ms, finished = tail.work_done
+            assert busy_ms > 0
+            assert finished == 1
+        await until(lambda: second.ready("net") == 0)
