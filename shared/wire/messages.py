@@ -214,9 +214,14 @@ class ErrorReply(Header, frozen=True, kw_only=True):
 
 
 class Ping(Header, frozen=True, kw_only=True):
-    """``probe_bytes`` is the size of the padding frame that follows; 0 for a plain heartbeat."""
+    """``probe_bytes`` is the size of the padding frame that follows; 0 for a plain heartbeat.
+
+    ``wanted`` holds the card's indexes of networks that the device had requests for since its last PING
+    and ran alone because no replica was ready: a gateway may have one started.  Left out when there is none.
+    """
 
     probe_bytes: Bytes = 0
+    wanted: Annotated[list[Index], Meta(max_length=256)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Pong(Header, frozen=True, kw_only=True):

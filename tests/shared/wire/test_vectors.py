@@ -108,6 +108,7 @@ MESSAGES = {
     ),
     "ping": encode_message(m.Ping(), request_id=2**63),
     "ping-probe": encode_message(m.Ping(probe_bytes=4), [bytes(4)], request_id=2**63 + 1),
+    "ping-wanted": encode_message(m.Ping(wanted=[0, 3]), request_id=2**63 + 2),
     "pong": encode_message(m.Pong(span_ms=0.5, span_bytes=44), request_id=2**63 + 1),
     "credit": encode_message(m.Credit(credits=2, busy_fraction=0.75, slowdown=1.25)),
     "goodbye": encode_message(m.Goodbye(reason="the agent is stopping")),
