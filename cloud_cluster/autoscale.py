@@ -97,7 +97,7 @@ def predicted_wait_ms(offered: float, replicas: int, request_ms: float) -> float
 
 
 def needed_replicas(load: Load, target_queue_ms: float, most: int) -> int:
-    """The fewest replicas that keep the wait at its target, at most ``most``; 0 when nothing arrives or waits.
+    """The fewest replicas that keep the wait at its target, at most ``most``; 0 without work.
 
     Never fewer for a longer wait, nor for more work.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -134,7 +135,7 @@ def test_under_a_steady_load_the_target_settles(config: AutoscaleConfig, load: L
     for tick in range(400):
         target, trend = desired_replicas(load, target, config, trend, tick * 0.5)
         targets.append(target)
-    moves = [(old, new) for old, new in zip(targets, targets[1:], strict=False) if old != new]
+    moves = [(old, new) for old, new in itertools.pairwise(targets) if old != new]
     assert len(moves) <= 1
 
 
