@@ -7,13 +7,23 @@ Any value can be overridden by the environment: ``SUTURE_`` and the path of keys
 from __future__ import annotations
 
 import os
+import re
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from shared.errors import ConfigError
 
@@ -24,6 +34,8 @@ __all__ = [
     "CloudConfig",
     "CloudLinkConfig",
     "GatewayConfig",
+    "GatewayKeysConfig",
+    "LinkKeysConfig",
     "ModelConfig",
     "ModelSource",
     "ObjectiveConfig",
@@ -160,10 +172,26 @@ class ModelConfig(ModelSource):
     hysteresis: float = Field(default=0.05, ge=0, lt=1)
 
 
+def _absolute(path: Path) -> Path:
+    # Ray's workers have another working directory than whoever wrote the path.
+    return path.expanduser().absolute()
+
+
+KeyPath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class LinkKeysConfig(_Section):
+    """The device's key pair, and the gateway's public key, by which the device knows the gateway."""
+
+    secret: KeyPath = Field(description="this device's NAME.key_secret, from `edge-agent keys new`")
+    server: str = Field(description="the gateway's public key, or the path of its .key file")
+
+
 class CloudLinkConfig(_Section):
-    """How the device reaches the cloud."""
+    """How the device reaches the cloud.  Without ``keys`` nothing is encrypted."""
 
     gateway: str = "tcp://127.0.0.1:5555"
+    keys: LinkKeysConfig | None = None
     load_feed: str | None = Field(default=None, description="taken from the gateway's card when left out")
     heartbeat_ms: float = Field(default=100.0, gt=0)
     heartbeat_timeout_ms: float = Field(default=300.0, gt=0)
@@ -183,6 +211,19 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "suture"
 
 
+def _file_mode(value: Any) -> Any:
+    """YAML reads 0660 as octal, and so do people who quote it."""
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        value = int(value, 8)
+    if isinstance(value, int) and not isinstance(value, bool) and value in _SOCKET_MODES:
+        return value
+    raise ValueError("must be 0600, 0660 or 0666: who may use the agent is who may read and write its socket")
+
+
+_SOCKET_MODES = (0o600, 0o660, 0o666)
+SocketMode = Annotated[int, BeforeValidator(_file_mode)]
+
+
 class AgentConfig(_Section):
     """The whole of an ``edge-agent --config`` file."""
 
@@ -190,6 +231,10 @@ class AgentConfig(_Section):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, description="torch threads; None: torch's own choice")
     socket: str = Field(default_factory=_default_socket, pattern=r"^(ipc|tcp)://")
+    socket_mode: SocketMode = Field(default=0o600, description="permissions of an ipc socket, e.g. 0660")
+    socket_token: Path | None = Field(
+        default=None, description="where a tcp socket's token is written; None: see docs/security.md"
+    )
     cloud: CloudLinkConfig = CloudLinkConfig()
     power: PowerConfig = PowerConfig()
     models: list[ModelConfig] = Field(min_length=1)
@@ -256,12 +301,25 @@ class ServedModelConfig(ModelSource):
         return self.replicas if self.autoscale is None else self.autoscale.min_replicas
 
 
+class GatewayKeysConfig(_Section):
+    """Who may connect.  Key files are those of `edge-agent keys new`.
+
+    Of both pairs the gateway's machine needs the gateway's secret and the replicas' public file, and a
+    machine with replicas the replicas' secret and the gateway's public file, in the same places.
+    """
+
+    secret: KeyPath = Field(description="the gateway's NAME.key_secret")
+    devices: KeyPath = Field(description="a directory with one .key file for each device that is served")
+    replicas: KeyPath = Field(description="the NAME.key_secret that all replicas share")
+
+
 class GatewayConfig(_Section):
     replicas: int = Field(default=1, ge=1, description="gateways, one for each node of the Ray cluster")
     host: str = "127.0.0.1"
     device_port: int = Field(default=5555, ge=0, le=65535, description="0 takes a free port")
     replica_port: int = Field(default=5556, ge=0, le=65535)
     load_port: int = Field(default=5557, ge=0, le=65535)
+    keys: GatewayKeysConfig | None = None
     insecure: bool = Field(default=False, description="serve other machines although anyone may connect")
     num_cpus: float = Field(default=0.2, gt=0)
     bind_retry_s: float = Field(default=10.0, ge=0)
@@ -338,9 +396,12 @@ def _overridden(cls: type[BaseModel], values: dict[str, Any], environ: Mapping[s
             continue
         section = merged
         for key in path[:-1]:
-            section[key] = dict(section.get(key) or {})
+            inner = section.get(key) or {}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{variable} overrides a key of {key}, which is a {type(inner).__name__}")
+            section[key] = dict(inner)
             section = section[key]
-        section[path[-1]] = yaml.safe_load(environ[variable])
+        section[path[-1]] = _from_yaml(environ[variable], f"the environment variable {variable}")
     return merged
 
 

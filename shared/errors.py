@@ -19,6 +19,7 @@
     │   └── OverloadedError    ... because its queue is full
     ├── UnavailableError       no agent, gateway or replica to talk to          may be retried
     ├── DeadlineError          the answer did not come in time                  may be retried
+    ├── AuthError              a key or token that the other side does not know
     └── InternalError          a defect on the other side
 
 ``code`` is the stable number on the wire; numbers are never reused.  ``retryable`` says whether the
@@ -30,6 +31,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AuthError",
     "BundleError",
     "CaptureError",
     "CodecError",
@@ -137,6 +139,10 @@ class UnavailableError(SutureError):
 class DeadlineError(SutureError):
     code = 33
     retryable = True
+
+
+class AuthError(SutureError):
+    code = 34
 
 
 class InternalError(SutureError):

@@ -9,7 +9,8 @@ CODES = {
     "SutureError": 1, "ConfigError": 2, "StartupError": 3, "CaptureError": 10, "BundleError": 11,
     "UnknownModelError": 12, "InputMismatchError": 13, "DigestMismatchError": 14, "PlanError": 15,
     "ProtocolError": 20, "LimitError": 21, "VersionError": 22, "CodecError": 23, "RefusedError": 30,
-    "OverloadedError": 31, "UnavailableError": 32, "DeadlineError": 33, "InternalError": 40,
+    "OverloadedError": 31, "UnavailableError": 32, "DeadlineError": 33, "AuthError": 34,
+    "InternalError": 40,
 }  # fmt: skip
 
 
