@@ -296,6 +296,11 @@ class ServedModelConfig(ModelSource):
         return self
 
     @property
+    def label(self) -> str:
+        """The name, and the version where there is one."""
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+    @property
     def first_replicas(self) -> int:
         """How many replicas there are at the start."""
         return self.replicas if self.autoscale is None else self.autoscale.min_replicas
@@ -344,7 +349,7 @@ class CloudConfig(_Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CloudConfig:
-        _require_unique([f"{model.name}@{model.version}".removesuffix("@") for model in self.models])
+        _require_unique([model.label for model in self.models])
         return self
 
 
