@@ -2,150 +2,83 @@
 
 The dispatcher owns every admitted request from :meth:`Dispatcher.admit` until it leaves, and each
 leaves exactly once: answered by a replica, failed with an error for its device, or dropped because
-its device is gone.  Per model there is one queue ordered by deadline.  A replica has a window of
-credits, the number of requests that it holds at once; sending takes one, its answer gives it back.
+its device is gone.  Per model there is one queue, in the order of :mod:`cloud_cluster.fairness`.  A replica
+has a window of credits, the number of requests that it holds at once; sending takes one, its answer gives
+it back.
 
 Times are milliseconds of the caller's monotonic clock and are always passed in; there is no I/O here.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
+from cloud_cluster.admission import DeviceLimits, Holdings, too_late
+from cloud_cluster.backlog import Replica
+from cloud_cluster.deadlines import Deadlines
+from cloud_cluster.fairness import QUANTUM_MS
+from cloud_cluster.model_queue import ModelQueue, ModelState
+from cloud_cluster.work import Action, Fail, Released, Request, Send
 from shared.errors import DeadlineError, OverloadedError, SutureError, UnavailableError
 
-__all__ = ["Action", "Dispatcher", "Fail", "ModelState", "Released", "Request", "Send"]
+__all__ = ["Action", "DeviceLimits", "Dispatcher", "Fail", "ModelState", "Released", "Request", "Send"]
 
 _MAX_SENDS = 2
-_HEAP_SLACK = 64
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One admitted request.  ``body`` is the shell's own and is never looked at.
-
-    ``work_ms`` is the expected compute time on an idle replica.  ``deadline_ms`` is infinite for a
-    request without a budget.  ``abandoned``: its device is gone, the answer is for nobody.
-    """
-
-    id: int
-    device: bytes
-    model: int
-    nbytes: int
-    arrived_ms: float
-    deadline_ms: float
-    work_ms: float
-    body: object
-    sends: int = 0
-    replica: bytes | None = None
-    sent_ms: float = 0.0
-    queued: bool = False
-    abandoned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Give the request to the replica."""
-
-    request: Request
-    replica: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Answer the request's device with the error; the request has left, or was never admitted."""
-
-    request: Request
-    error: SutureError
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A draining replica has answered all that it had; nothing more will be sent to it."""
-
-    replica: bytes
-
-
-Action = Send | Fail | Released
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """What the load report of one model is made from; totals count since the start."""
-
-    ready: int
-    queued: int
-    in_flight: int
-    queue_ms: float
-    wait_ms: float
-    slowdown: float
-    admitted: int
-    refused: int
-
-
-@dataclass(slots=True)
-class _Replica:
-    model: int
-    window: int
-    slowdown: float = 1.0
-    draining: bool = False
-    in_flight: dict[int, Request] = field(default_factory=dict)
-
-    def backlog_ms(self, now_ms: float) -> float:
-        """Remaining work in expected milliseconds; it computes one request at a time, in order."""
-        backlog, started_ms = 0.0, math.inf
-        for request in self.in_flight.values():
-            backlog += request.work_ms * self.slowdown
-            started_ms = min(started_ms, request.sent_ms)
-        return max(backlog - (now_ms - started_ms), 0.0) if self.in_flight else 0.0
-
-
-@dataclass(slots=True)
-class _Model:
-    max_queue: int
-    heap: list[tuple[float, int, Request]] = field(default_factory=list)
-    queued: int = 0
-    queue_ms: float = 0.0
-    replicas: dict[bytes, _Replica] = field(default_factory=dict)
-    admitted: int = 0
-    refused: int = 0
-
-    def ready(self) -> list[_Replica]:
-        return [replica for replica in self.replicas.values() if not replica.draining]
-
-
-@dataclass(slots=True)
-class _Device:
-    requests: dict[int, Request] = field(default_factory=dict)
-    nbytes: int = 0
 
 
 class Dispatcher:
     """See the module.  ``max_queues`` holds the longest queue of each model, by model index.
 
-    ``first_id`` starts the request ids; a gateway that restarts must start elsewhere, so that a late
-    answer to an earlier life matches nothing.
+    ``max_in_flight`` and ``max_in_flight_bytes`` hold for every device that is admitted without limits of
+    its own.  ``first_id`` starts the request ids; a gateway that restarts must start elsewhere, so that a
+    late answer to an earlier life matches nothing.
     """
 
     def __init__(
-        self, max_queues: list[int], max_in_flight: int, max_in_flight_bytes: int, first_id: int = 1
+        self,
+        max_queues: Sequence[int],
+        max_in_flight: int,
+        max_in_flight_bytes: int,
+        first_id: int = 1,
+        quantum_ms: float = QUANTUM_MS,
     ) -> None:
-        self._models = [_Model(max_queue) for max_queue in max_queues]
-        self._max_in_flight = max_in_flight
-        self._max_in_flight_bytes = max_in_flight_bytes
+        self._quantum_ms = quantum_ms
+        self._models: dict[int, ModelQueue] = {}
+        for index, max_queue in enumerate(max_queues):
+            self.add_model(index, max_queue)
+        self._limits = DeviceLimits(max_in_flight, max_in_flight_bytes)
         self._ids = itertools.count(first_id)
         self._requests: dict[int, Request] = {}
-        self._replicas: dict[bytes, _Replica] = {}
-        self._devices: dict[bytes, _Device] = {}
+        self._replicas: dict[bytes, Replica] = {}
+        self._devices: dict[bytes, dict[int, Request]] = {}
+        self._holdings: dict[bytes, Holdings] = {}
+        self._deadlines = Deadlines()
 
     @property
     def admitted_now(self) -> int:
         """Requests that were admitted and have not left."""
         return len(self._requests)
+
+    # Models
+
+    def add_model(self, index: int, max_queue: int) -> None:
+        """Take requests and replicas of this index from now on, or change how many may wait."""
+        model = self._models.get(index)
+        if model is None:
+            self._models[index] = ModelQueue(max_queue, self._quantum_ms)
+        else:
+            model.max_queue = max_queue
+
+    def remove_model(self, index: int) -> None:
+        """Forget an index for which no replica is left; nothing can wait for it then.
+
+        Raises ValueError while there is one.
+        """
+        if self._models[index].replicas:
+            raise ValueError(f"model {index} still has replicas")
+        del self._models[index]
 
     # Devices
 
@@ -159,49 +92,74 @@ class Dispatcher:
         work_ms: float,
         body: object,
         now_ms: float,
+        account: bytes | None = None,
+        limits: DeviceLimits | None = None,
     ) -> tuple[Request, list[Action]]:
-        """Take a request, or refuse it at once: the only action is then its Fail.
+        """Take a request, or refuse it at once: the first action is then its Fail.
 
-        A refusal is OverloadedError (the device's or the model's limit, with ``retry_after_ms``),
-        UnavailableError (no replica) or DeadlineError (the budget was spent on the way).
+        ``account`` is who limits and fairness count it for, the device itself unless given; ``limits`` are
+        those of the account.
+
+        A refusal is OverloadedError (the account's or the model's limit is reached, or the answer could not
+        be there in time; with ``retry_after_ms``), RefusedError (it could never be), UnavailableError (no
+        replica) or DeadlineError (the budget was spent on the way).  When the queue is full, a request that
+        stands a turn ahead of the last one takes its place: that one's Fail is among the actions.
         """
-        request = Request(next(self._ids), device, model, nbytes, now_ms, deadline_ms, work_ms, body)
-        refusal = self._refusal(request, now_ms)
+        limits = limits or self._limits
+        account = device if account is None else account
+        request = Request(
+            next(self._ids),
+            device,
+            account,
+            model,
+            nbytes,
+            now_ms,
+            deadline_ms,
+            work_ms,
+            limits.weight,
+            body,
+        )
+        queue = self._models[model]
+        refusal = self._refusal(request, queue, limits, now_ms)
         if refusal is not None:
-            self._models[model].refused += 1
+            queue.refused += 1
             return request, [Fail(request, refusal)]
-        self._models[model].admitted += 1
-        holder = self._devices.setdefault(device, _Device())
-        holder.requests[request.id] = request
-        holder.nbytes += nbytes
+        actions: list[Action] = []
+        if len(queue.waiting) >= queue.max_queue:
+            actions.append(self._push_out(queue, now_ms))
+        queue.admitted += 1
         self._requests[request.id] = request
+        self._devices.setdefault(device, {})[request.id] = request
+        holdings = self._holdings.setdefault(account, Holdings())
+        holdings.requests += 1
+        holdings.nbytes += nbytes
         self._enqueue(request)
-        return request, list(self._assign(model, now_ms))
+        actions += self._assign(queue, now_ms)
+        return request, actions
 
-    def _refusal(self, request: Request, now_ms: float) -> SutureError | None:
-        model = self._models[request.model]
-        holder = self._devices.get(request.device)
-        if request.deadline_ms <= now_ms:
+    def _refusal(
+        self, request: Request, queue: ModelQueue, limits: DeviceLimits, now_ms: float
+    ) -> SutureError | None:
+        left_ms = request.deadline_ms - now_ms
+        if left_ms <= 0:
             return DeadlineError("the request's time budget was spent before it reached the gateway")
-        if not model.ready():
+        if not queue.ready:
+            queue.unserved += 1
             return UnavailableError("no replica of this model is ready; run it on the device meanwhile")
-        retry_ms = max(self.wait_ms(request.model, now_ms), 1.0)
-        if holder is not None and len(holder.requests) >= self._max_in_flight:
-            return OverloadedError(
-                f"this device has {len(holder.requests)} requests in flight, the most it may have", retry_ms
-            )
-        if (holder.nbytes if holder else 0) + request.nbytes > self._max_in_flight_bytes:
-            return OverloadedError(
-                f"this device would have more than {self._max_in_flight_bytes} bytes in flight", retry_ms
-            )
-        if model.queued >= model.max_queue:
-            return OverloadedError(f"{model.queued} requests already wait for this model", retry_ms)
-        return None
+        refusal = self._holdings.get(request.account, Holdings()).refusal(request.nbytes, limits, 0.0)
+        if refusal is not None:
+            refusal.retry_after_ms = max(queue.wait_ms(now_ms), refusal.retry_after_ms)
+            return refusal
+        if len(queue.waiting) >= queue.max_queue and not queue.waiting.is_ahead_of_last(request):
+            wait_ms = max(queue.wait_ms(now_ms), 1.0)
+            return OverloadedError(f"{len(queue.waiting)} requests already wait for this model", wait_ms)
+        if math.isinf(left_ms):
+            return None
+        return too_late(*queue.predict_ms(request, now_ms), left_ms)
 
     def device_gone(self, device: bytes) -> None:
         """Drop what the device has queued; what already runs finishes for nobody."""
-        holder = self._devices.get(device)
-        for request_id in list(holder.requests) if holder else ():
+        for request_id in list(self._devices.get(device, ())):
             self.cancel(request_id)
 
     def cancel(self, request_id: int) -> None:
@@ -210,7 +168,7 @@ class Dispatcher:
         if request is None:
             return
         if request.queued:
-            self._dequeue(request)
+            self._models[request.model].waiting.remove(request)
             self._leave(request)
         else:
             request.abandoned = True
@@ -220,17 +178,35 @@ class Dispatcher:
     def replica_ready(self, replica: bytes, model: int, credits: int, now_ms: float) -> list[Action]:
         """A replica may be sent work; one that says so twice has lost what it held before."""
         actions = self.replica_gone(replica, now_ms) if replica in self._replicas else []
-        self._replicas[replica] = self._models[model].replicas[replica] = _Replica(model, credits)
-        return [*actions, *self._assign(model, now_ms)]
+        queue = self._models[model]
+        self._replicas[replica] = queue.replicas[replica] = Replica(model, credits, heard_ms=now_ms)
+        queue.update(replica)
+        return [*actions, *self._assign(queue, now_ms)]
 
-    def credit(self, replica: bytes, credits: int, slowdown: float, now_ms: float) -> list[Action]:
-        """Widen the replica's window and note how slow it is against its profile."""
+    def credit(
+        self,
+        replica: bytes,
+        credits: int,
+        slowdown: float,
+        now_ms: float,
+        window: int | None = None,
+        elsewhere_ms: float = 0.0,
+    ) -> list[Action]:
+        """Widen the replica's window, or set it, and note how slow it is against its profile and how much
+        work of other gateways it holds."""
         state = self._replicas.get(replica)
         if state is None:
             return []
-        state.window += credits
-        state.slowdown = slowdown
-        return list(self._assign(state.model, now_ms))
+        state.on_credit(credits, slowdown, window, elsewhere_ms, now_ms)
+        queue = self._models[state.model]
+        queue.update(replica)
+        return [*self._strand(queue), *self._assign(queue, now_ms)]
+
+    def replica_heard(self, replica: bytes, now_ms: float) -> None:
+        """It is there, and what it said before still holds."""
+        state = self._replicas.get(replica)
+        if state is not None:
+            state.heard_ms = now_ms
 
     def replica_draining(self, replica: bytes, now_ms: float) -> list[Action]:
         """Send it nothing more; Released follows once it has answered what it holds."""
@@ -238,161 +214,130 @@ class Dispatcher:
         if state is None:
             return [Released(replica)]
         state.draining = True
-        return [*self._strand(state.model, now_ms), *self._release_if_drained(replica, state)]
+        queue = self._models[state.model]
+        queue.update(replica)
+        return [*self._strand(queue), *self._release_if_drained(replica, state)]
 
     def replica_gone(self, replica: bytes, now_ms: float) -> list[Action]:
         """Queue what it held once more, where there is budget and another replica; else fail it."""
         state = self._replicas.pop(replica, None)
         if state is None:
             return []
-        del self._models[state.model].replicas[replica]
+        queue = self._models[state.model]
+        queue.drop(replica)
         actions: list[Action] = []
         for request in state.in_flight.values():
             request.replica = None
             if request.abandoned:
                 self._leave(request)
             elif request.deadline_ms <= now_ms:
-                self._leave(request)
-                actions.append(
-                    Fail(request, DeadlineError("the replica was lost, and then the time ran out"))
-                )
+                late = DeadlineError("the replica was lost, then the time ran out")
+                actions.append(self._fail(request, late))
             elif request.sends >= _MAX_SENDS:
-                self._leave(request)
-                actions.append(Fail(request, UnavailableError("two replicas were lost under this request")))
+                lost = UnavailableError("two replicas were lost under this request")
+                actions.append(self._fail(request, lost))
             else:
                 self._enqueue(request)
-        actions += self._strand(state.model, now_ms)
-        actions += self._assign(state.model, now_ms)
-        return actions
+        return [*actions, *self._strand(queue), *self._assign(queue, now_ms)]
 
-    def finished(self, replica: bytes, request_id: int, now_ms: float) -> tuple[Request | None, list[Action]]:
-        """The replica's answer came.  None when it answers nothing that it was asked in this session."""
+    def finished(
+        self,
+        replica: bytes,
+        request_id: int,
+        now_ms: float,
+        busy_ms: float = 0.0,
+        batch_requests: int = 1,
+    ) -> tuple[Request | None, list[Action]]:
+        """The replica's answer came.  None when it answers nothing that it was asked in this session.
+
+        ``busy_ms`` is the request's share of the replica's time, 0 when unknown, ``batch_requests`` how many
+        were computed together: from these the replica's pace is learned.
+        """
         state = self._replicas.get(replica)
-        request = state.in_flight.pop(request_id, None) if state else None
+        request = state.on_answer(request_id, busy_ms, batch_requests, now_ms) if state else None
         if state is None or request is None:
             return None, []
         self._leave(request)
-        return request, [*self._assign(state.model, now_ms), *self._release_if_drained(replica, state)]
+        queue = self._models[state.model]
+        queue.update(replica)
+        return request, [*self._assign(queue, now_ms), *self._release_if_drained(replica, state)]
 
     # Time
 
     def next_deadline_ms(self) -> float:
         """When :meth:`expire` next has something to do; infinite when nothing queued has a budget."""
-        return min((self._head_deadline_ms(model) for model in self._models), default=math.inf)
+        return self._deadlines.next_ms()
 
     def expire(self, now_ms: float) -> list[Action]:
         """Fail whatever waits past its deadline."""
         actions: list[Action] = []
-        for model in self._models:
-            while self._head_deadline_ms(model) <= now_ms:
-                request = model.heap[0][2]
-                self._dequeue(request)
-                self._leave(request)
-                waited_ms = now_ms - request.arrived_ms
-                actions.append(
-                    Fail(request, DeadlineError(f"the time ran out after {waited_ms:.0f} ms in the queue"))
-                )
+        while (request := self._deadlines.pop_due(now_ms)) is not None:
+            self._models[request.model].waiting.remove(request)
+            waited_ms = now_ms - request.arrived_ms
+            error = DeadlineError(f"the time ran out after {waited_ms:.0f} ms in the queue")
+            actions.append(self._fail(request, error))
         return actions
 
     def wait_ms(self, model: int, now_ms: float) -> float:
-        """What a request of this model that arrives now would wait before it is computed."""
-        state = self._models[model]
-        ready = state.ready()
-        if not ready:
-            return 0.0
-        queued_ms = state.queue_ms * _mean_slowdown(ready) / len(ready)
-        return min(replica.backlog_ms(now_ms) for replica in ready) + queued_ms
+        """What a device that has nothing waiting would wait for a request without a budget."""
+        return self._models[model].wait_ms(now_ms)
 
     def model_state(self, model: int, now_ms: float) -> ModelState:
-        state = self._models[model]
-        ready = state.ready()
-        return ModelState(
-            ready=len(ready),
-            queued=state.queued,
-            in_flight=sum(len(replica.in_flight) for replica in state.replicas.values()),
-            queue_ms=state.queue_ms,
-            wait_ms=self.wait_ms(model, now_ms),
-            slowdown=_mean_slowdown(ready),
-            admitted=state.admitted,
-            refused=state.refused,
-        )
+        return self._models[model].state(now_ms)
 
     # The moves
 
     def _enqueue(self, request: Request) -> None:
-        model = self._models[request.model]
-        request.queued = True
-        model.queued += 1
-        model.queue_ms += request.work_ms
-        heapq.heappush(model.heap, (request.deadline_ms, request.id, request))
-
-    def _dequeue(self, request: Request) -> None:
-        model = self._models[request.model]
-        request.queued = False
-        model.queued -= 1
-        # An empty queue is zero, whatever the rounding of sums and differences says.
-        model.queue_ms = model.queue_ms - request.work_ms if model.queued else 0.0
-        if len(model.heap) > 2 * model.queued + _HEAP_SLACK:
-            model.heap = [entry for entry in model.heap if entry[2].queued]
-            heapq.heapify(model.heap)
+        self._models[request.model].waiting.push(request)
+        self._deadlines.add(request, len(self._requests))
 
     def _leave(self, request: Request) -> None:
         del self._requests[request.id]
-        holder = self._devices[request.device]
-        del holder.requests[request.id]
-        holder.nbytes -= request.nbytes
-        if not holder.requests:
+        mine = self._devices[request.device]
+        del mine[request.id]
+        if not mine:
             del self._devices[request.device]
+        holdings = self._holdings[request.account]
+        holdings.requests -= 1
+        holdings.nbytes -= request.nbytes
+        if not holdings.requests:
+            del self._holdings[request.account]
 
-    def _head_deadline_ms(self, model: _Model) -> float:
-        # Requests that left the queue otherwise are still in the heap; they are thrown out here.
-        while model.heap and not model.heap[0][2].queued:
-            heapq.heappop(model.heap)
-        return model.heap[0][0] if model.heap else math.inf
+    def _fail(self, request: Request, error: SutureError) -> Fail:
+        self._leave(request)
+        return Fail(request, error)
 
-    def _assign(self, index: int, now_ms: float) -> Iterator[Action]:
-        model = self._models[index]
-        while model.queued:
-            free = [
-                (len(replica.in_flight), name)
-                for name, replica in model.replicas.items()
-                if not replica.draining and len(replica.in_flight) < replica.window
-            ]
-            if not free:
-                return
-            self._head_deadline_ms(model)
-            request = heapq.heappop(model.heap)[2]
-            self._dequeue(request)
-            if request.deadline_ms <= now_ms:
-                self._leave(request)
-                yield Fail(request, DeadlineError("the time ran out in the queue"))
+    def _push_out(self, queue: ModelQueue, now_ms: float) -> Fail:
+        last = queue.waiting.last
+        queue.waiting.remove(last)
+        wait_ms = max(queue.wait_ms(now_ms), 1.0)
+        return self._fail(last, OverloadedError("a device that has less work here needed its place", wait_ms))
+
+    def _assign(self, queue: ModelQueue, now_ms: float) -> Iterator[Action]:
+        while queue.waiting and (name := queue.best(now_ms)) is not None:
+            request, replica = queue.waiting.first, queue.replicas[name]
+            takes_ms = replica.backlog_ms(now_ms) + request.work_ms * replica.slowdown
+            if now_ms + takes_ms > request.deadline_ms or now_ms >= request.deadline_ms:
+                queue.waiting.remove(request)
+                yield self._fail(request, DeadlineError("after waiting in the queue it would be late"))
                 continue
-            name = min(free)[1]
+            queue.waiting.pop()
             request.sends += 1
-            request.replica = name
-            request.sent_ms = now_ms
-            model.replicas[name].in_flight[request.id] = request
+            request.replica, request.sent_ms = name, now_ms
+            replica.on_send(request, now_ms)
+            queue.update(name)
             yield Send(request, name)
 
-    def _strand(self, index: int, now_ms: float) -> list[Action]:
+    def _strand(self, queue: ModelQueue) -> Iterator[Action]:
         """Without a replica left, waiting is of no use: the devices had better go on alone now."""
-        model = self._models[index]
-        actions: list[Action] = []
-        while not model.ready() and model.queued:
-            self._head_deadline_ms(model)
-            request = heapq.heappop(model.heap)[2]
-            self._dequeue(request)
-            self._leave(request)
-            actions.append(Fail(request, UnavailableError("the last replica of this model has left")))
-        return actions
+        while not queue.ready and queue.waiting:
+            request = queue.waiting.first
+            queue.waiting.remove(request)
+            yield self._fail(request, UnavailableError("the last replica of this model has left"))
 
-    def _release_if_drained(self, name: bytes, replica: _Replica) -> list[Action]:
+    def _release_if_drained(self, name: bytes, replica: Replica) -> list[Action]:
         if not replica.draining or replica.in_flight:
             return []
         del self._replicas[name]
-        del self._models[replica.model].replicas[name]
+        self._models[replica.model].drop(name)
         return [Released(name)]
-
-
-def _mean_slowdown(replicas: list[_Replica]) -> float:
-    return sum(replica.slowdown for replica in replicas) / len(replicas) if replicas else 1.0

@@ -162,9 +162,9 @@ def test_a_lost_replicas_work_runs_once_more_elsewhere() -> None:
 def test_a_lost_replicas_work_without_time_or_without_another_replica_is_answered() -> None:
     core = dispatcher()
     core.replica_ready(R1, 0, 2, 0.0)
-    short, _ = admit(core, deadline_ms=5.0)
+    short, _ = admit(core, deadline_ms=15.0)
     long, _ = admit(core)
-    actions = core.replica_gone(R1, 6.0)
+    actions = core.replica_gone(R1, 16.0)
     errors = {action.request.id: type(action.error) for action in actions if isinstance(action, Fail)}
     assert errors == {short.id: DeadlineError, long.id: UnavailableError}
     assert core.admitted_now == 0
@@ -291,12 +291,16 @@ def test_wait_counts_what_runs_what_is_queued_and_how_slow_the_replicas_are() ->
     admit(core, work_ms=20.0)
     state = core.model_state(0, 4.0)
     assert state.queue_ms == pytest.approx(20.0)
-    assert state.wait_ms == pytest.approx(6.0 + 20.0 / 2)
+    # The first replica takes it 6 ms from now, and is free again when the other one is as well.
+    assert state.wait_ms == pytest.approx(26.0)
+    admit(core, work_ms=20.0)
+    assert core.wait_ms(0, 4.0) == pytest.approx(26.0 + 20.0 / 2)
     core.credit(R1, 0, 3.0, 4.0)
     core.credit(R2, 0, 3.0, 4.0)
-    assert core.wait_ms(0, 4.0) == pytest.approx(26.0 + 20.0 * 3 / 2)
+    # 120 ms queued; the first replica is busy for 26 ms, the second for 86.
+    assert core.wait_ms(0, 4.0) == pytest.approx(86.0 + (120.0 - 60.0) / 2)
     # Longer than expected: nothing is known to be left.
-    assert core.wait_ms(0, 1000.0) == pytest.approx(20.0 * 3 / 2)
+    assert core.wait_ms(0, 1000.0) == pytest.approx(120.0 / 2)
 
 
 class DispatcherMachine(RuleBasedStateMachine):
