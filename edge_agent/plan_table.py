@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable
 
 from rich import box
@@ -27,7 +28,9 @@ _COLUMNS: dict[str, tuple[Stage, ...]] = {
     "cloud": (Stage.CLOUD,),
     "back": (Stage.RESULT_ENCODE, Stage.DOWNLINK, Stage.RESULT_DECODE, Stage.OVERHEAD),
 }
-"""The stages of a request in ms; ``net`` is the round trip, ``back`` the result's way and bookkeeping."""
+"""The stages of a request in ms; ``net`` is the round trip, ``back`` the result's way and bookkeeping.
+Beyond them, ``agree`` is the share of answers that stayed the same, ``of`` so many, and ``shown`` the share
+of all answers that this shows."""
 
 _WORDS = {
     "uplink_mbps": ("the uplink", "Mbps"),
@@ -82,7 +85,7 @@ def _table(explanation: Explanation, show_all: bool) -> Table:
     table.add_column("codec", no_wrap=True)
     numbers = ["kB up", *_COLUMNS, "ms"]
     numbers += ["mJ"] if with_energy else []
-    numbers += ["agree"] if with_agreement else []
+    numbers += ["agree", "shown", "of"] if with_agreement else []
     numbers += [explanation.unit if explanation.unit == "points" else "cost"] if with_cost else []
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "ms" else None)
@@ -101,10 +104,17 @@ def _table(explanation: Explanation, show_all: bool) -> Table:
             cells.append("" if each.energy_mj is None else f"{each.energy_mj:.1f}")
         if with_agreement:
             cells.append("" if each.agreement is None else f"{each.agreement:.3f}")
+            cells.append("" if each.agreement_shown is None else _rounded_down(each.agreement_shown))
+            cells.append("" if each.inputs is None else str(each.inputs))
         if with_cost:
             cells.append("" if each.cost is None else f"{each.cost:.4g}")
         table.add_row(*cells, _mark(explanation, each, show_all), style="dim" if each.excluded else None)
     return table
+
+
+def _rounded_down(agreement: float) -> str:
+    """What is below a limit must not read as if it reached it."""
+    return f"{math.floor(agreement * 1000 + 1e-9) / 1000:.3f}"
 
 
 def _mark(explanation: Explanation, candidate: Candidate, in_full: bool) -> str:

@@ -7,7 +7,8 @@ everything that rests on them says so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,19 @@ class Calibration:
     """``samples`` are input leaves in the order of the graph's inputs, at batch 1 where it is free.
 
     ``name`` tells apart two sets of inputs by their content; ``synthetic`` says that they were made up.
+    ``make_up`` then makes the one of any number, of which ``samples`` are the first.
     """
 
     name: str
     samples: Sequence[Sequence[torch.Tensor]]
     synthetic: bool
+    make_up: Callable[[int], Sequence[torch.Tensor]] | None = None
+
+    def stream(self) -> Iterator[Sequence[torch.Tensor]]:
+        """The samples, and without end those that can be made up beyond them."""
+        yield from self.samples
+        if self.make_up is not None:
+            yield from map(self.make_up, itertools.count(len(self.samples)))
 
 
 def calibrate(model: Model, config: CalibrationConfig) -> Calibration:
@@ -47,16 +56,21 @@ def calibrate(model: Model, config: CalibrationConfig) -> Calibration:
     file or the call and what the network takes instead.
     """
     graph = model.captured.graph
+    make_up = None
+    samples: list[Sequence[torch.Tensor]]
     if config.folder is not None:
         samples, kind = _from_folder(graph, config.folder, config.samples), "folder"
     elif config.factory is not None:
         samples, kind = _from_factory(graph, config.factory, config.samples), "factory"
     else:
-        samples, kind = _made_up(model, config.samples), "synthetic"
-    return Calibration(f"{kind} {len(samples)} {_fingerprint(samples)}", samples, kind == "synthetic")
+        make_up = _maker(model)
+        samples, kind = [make_up(seed) for seed in range(config.samples)], "synthetic"
+    return Calibration(
+        f"{kind} {len(samples)} {_fingerprint(samples)}", samples, make_up is not None, make_up
+    )
 
 
-def _from_folder(graph: Graph, folder: Path, limit: int) -> list[list[torch.Tensor]]:
+def _from_folder(graph: Graph, folder: Path, limit: int) -> list[Sequence[torch.Tensor]]:
     if not folder.is_dir():
         raise ConfigError(f"calibration folder {folder} of {graph.name} is not a directory")
     if len(graph.inputs) != 1:
@@ -91,7 +105,7 @@ def _read(graph: Graph, path: Path) -> torch.Tensor:
         raise ConfigError(f"calibration input {path} is no tensor: {error}") from error
 
 
-def _from_factory(graph: Graph, path: str, limit: int) -> list[list[torch.Tensor]]:
+def _from_factory(graph: Graph, path: str, limit: int) -> list[Sequence[torch.Tensor]]:
     factory = find_factory(graph.name, path)
     try:
         made: Any = factory()
@@ -102,7 +116,7 @@ def _from_factory(graph: Graph, path: str, limit: int) -> list[list[torch.Tensor
         ) from error
     if not calls:
         raise ConfigError(f"calibration factory {path} of {graph.name} returned no call")
-    samples = []
+    samples: list[Sequence[torch.Tensor]] = []
     for index, call in enumerate(calls[:limit]):
         origin = f"call {index} of calibration factory {path}"
         if not isinstance(call, tuple):
@@ -135,7 +149,7 @@ def _takes_images(graph: Graph) -> bool:
     return spec.dtype is DType.UINT8 and len(spec.shape) == 4 and spec.shape[1] in (1, 3)
 
 
-def _made_up(model: Model, count: int) -> list[list[torch.Tensor]]:
+def _maker(model: Model) -> Callable[[int], Sequence[torch.Tensor]]:
     """The example with other values: photographs' statistics for images, the example's own elsewhere."""
     import torch
 
@@ -148,15 +162,15 @@ def _made_up(model: Model, count: int) -> list[list[torch.Tensor]]:
         rows = graph.values[slot].at(1 if graph.dynamic_batch else graph.captured_batch).shape[:1]
         example.append(torch.as_tensor(leaf)[slice(*rows)] if rows else torch.as_tensor(leaf))
     images = len(example) == 1 and _takes_images(graph)
-    samples = []
-    for seed in range(count):
+
+    def make_up(seed: int) -> Sequence[torch.Tensor]:
         if images:
             channels, height, width = example[0].shape[1:]
-            samples.append([synthetic_photo(channels, height, width, seed)])
-            continue
+            return [synthetic_photo(channels, height, width, seed)]
         generator = torch.Generator().manual_seed(seed)
-        samples.append([_alike(leaf, generator) for leaf in example])
-    return samples
+        return [_alike(leaf, generator) for leaf in example]
+
+    return make_up
 
 
 def _alike(leaf: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from shared.codec import Codec
 from shared.errors import PlanError
-from shared.plan.gate import Gate
+from shared.plan.gate import Fidelity, Gate
 from shared.plan.rows import Rows
 from shared.tensor import SymbolicSpec
 
@@ -28,8 +28,8 @@ _ASPECT_TOLERANCE = 0.3  # in log: what padding and strides do to height over wi
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """``codecs``: all that may be used, None for what was measured.  ``min_agreement`` is asked of every
-    pair when there is a gate, and of none without.  ``input_never_leaves``: True for
+    """``codecs``: all that may be used, None for what was measured.  ``min_agreement`` must have been
+    shown of every pair when there is a gate, and is asked of none without.  ``input_never_leaves``: True for
     :func:`keeps_input`, or the name of the unit that must have run on the device.  ``max_uplink_bytes``
     is per request at batch 1.  ``cut`` pins one.
     """
@@ -126,12 +126,18 @@ def _reason(
         fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
         if fidelity is None:
             return "min_agreement: the agreement of this pair was not measured"
-        if fidelity.agreement < constraints.min_agreement:
-            return f"min_agreement: {fidelity.agreement:.3f} is below {constraints.min_agreement:.3f}"
+        if fidelity.shown < constraints.min_agreement:
+            return f"min_agreement: {_too_little(fidelity)} {constraints.min_agreement:.3f}"
     payload = rows.payload_bytes[row]
     if constraints.max_uplink_bytes is not None and payload > constraints.max_uplink_bytes:
         return f"max_uplink_bytes: {payload:.0f} bytes are more than {constraints.max_uplink_bytes}"
     return ""
+
+
+def _too_little(fidelity: Fidelity) -> str:
+    if fidelity.at_least is None:
+        return f"{fidelity.agreement:.3f} is below"
+    return f"{fidelity.agreement:.3f} on {fidelity.samples} inputs shows {fidelity.at_least:.4f} only, below"
 
 
 def _are_allowed(rows: Rows, row: int, allowed: Sequence[Codec]) -> bool:
@@ -183,7 +189,7 @@ def _check_pinned(
             raise PlanError(f"{pinned} none of the allowed codecs can be used there; possible are {there}")
     if gate is not None:
         agreements = {
-            row: 0.0 if fidelity is None else fidelity.agreement
+            row: 0.0 if fidelity is None else fidelity.shown
             for row in at_cut
             for fidelity in [gate.fidelity(cut.live, *rows.codecs_of(row))]
         }

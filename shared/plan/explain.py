@@ -37,7 +37,8 @@ class Candidate:
     is in the explanation's unit, None for a row that may not be chosen, and ``excluded`` then says why.
 
     ``cut`` is -1 for a cut that is not topological.  ``energy_mj`` and ``agreement`` are None where
-    they are not known.
+    they are not known.  ``agreement`` is what was seen on so many ``inputs``, ``agreement_shown`` what that
+    shows and is held against ``min_agreement``; ``inputs`` is None where nothing had to be measured.
     """
 
     row: int
@@ -51,6 +52,8 @@ class Candidate:
     latency_ms: float
     energy_mj: float | None
     agreement: float | None
+    agreement_shown: float | None
+    inputs: int | None
     cost: float | None
     excluded: str
 
@@ -193,6 +196,8 @@ def explain(
                 latency_ms=float(latency[row]),
                 energy_mj=None if energy is None else _plain(float(energy[row])),
                 agreement=None if fidelity is None else fidelity.agreement,
+                agreement_shown=None if fidelity is None else fidelity.shown,
+                inputs=None if fidelity is None else fidelity.samples or None,
                 cost=_plain(cost),
                 excluded=excluded,
             )

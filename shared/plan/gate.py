@@ -2,6 +2,7 @@
 
 Measured once for a network and its calibration inputs and kept in the cache directory.  Entropy stages
 are lossless, so a gate speaks of forms: every codec of one form at one cut has the same fidelity.
+How much some few inputs can show is reckoned in :mod:`shared.plan.evidence`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,34 @@ Agreement = Literal["top1", "cosine"]
 """``top1``: the share of samples whose most likely class stays the same.  ``cosine``: the mean cosine
 similarity of the outputs, that of the worst output where there are several."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Fidelity(NamedTuple):
-    """``agreement`` in the gate's measure, 1 for the same answer; ``error`` is the worst relative error,
-    largest difference over largest value of an output."""
+    """``agreement`` as seen on ``samples`` inputs, in the gate's measure, 1 for the same answer; ``error``
+    is the worst relative error, largest difference over largest value of an output.
+
+    The true agreement was shown to be between ``at_least`` and ``at_most``; where ``at_least`` is None it
+    is ``agreement`` itself.
+    """
 
     agreement: float
     error: float
+    at_least: float | None = None
+    at_most: float = 1.0
+    samples: int = 0
+
+    @property
+    def shown(self) -> float:
+        """The agreement that may be relied on."""
+        return self.agreement if self.at_least is None else self.at_least
+
+    def is_decided(self, enough: float | None, most: int) -> bool:
+        """Whether no more inputs are to be asked: ``most`` have been, or it is known whether ``enough`` is
+        reached.  None asks all; 1 cannot be shown by however many."""
+        if self.at_least is None or self.samples >= most:
+            return True
+        return enough is not None and (enough >= 1 or self.shown >= enough or self.at_most < enough)
 
 
 _SAME = Fidelity(1.0, 0.0)
@@ -57,7 +77,8 @@ class GateKey:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Fidelities by what crosses a cut: ``measured[live slots][form]``.
+    """Fidelities by what crosses a cut: ``measured[live slots][form]``; ``samples`` is how many inputs a
+    pair was judged on at most.
 
     Cuts that send the same tensors share one entry.  A pair that was not measured has no fidelity, and is
     no candidate where agreement is asked for.
@@ -79,8 +100,8 @@ class Gate:
         measured = self.measured.get(live, {})
         if not lossy <= measured.keys():
             return None
-        worst = [measured[form] for form in lossy]
-        return Fidelity(min(each.agreement for each in worst), max(each.error for each in worst))
+        worst = min((measured[form] for form in lossy), key=lambda each: (each.shown, each.agreement))
+        return worst._replace(error=max(measured[form].error for form in lossy))
 
     def to_json(self) -> str:
         return json.dumps(
@@ -104,7 +125,7 @@ class Gate:
                 raise ValueError(f"format {values['format']} instead of {_FORMAT}")
             measured = {
                 tuple(int(slot) for slot in live): {
-                    Form[name]: Fidelity(*_finite(numbers)) for name, numbers in forms.items()
+                    Form[name]: _fidelity(*numbers) for name, numbers in forms.items()
                 }
                 for live, forms in values["measured"]
             }
@@ -113,11 +134,16 @@ class Gate:
             raise ValueError(f"not a gate: {type(error).__name__} {error}") from error
 
 
-def _finite(values: Any) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"not a gate: {values!r} holds what is no number")
-    return numbers
+def _fidelity(agreement: Any, error: Any, at_least: Any, at_most: Any, samples: Any) -> Fidelity:
+    least = None if at_least is None else _finite(at_least)
+    return Fidelity(_finite(agreement), _finite(error), least, _finite(at_most), int(samples))
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"not a gate: {value!r} is no number")
+    return number
 
 
 def load_gate(cache_dir: Path, key: GateKey) -> tuple[Gate | None, str | None]:

@@ -217,3 +217,17 @@ def test_constraints_that_a_pinned_cut_cannot_keep_say_what_it_could(
 
 def test_lossless_is_what_keeps_every_bit() -> None:
     assert {codec for codec in Codec if codec.label.startswith("float32")} == set(LOSSLESS)
+
+
+def test_agreement_that_was_seen_but_not_shown_is_not_enough() -> None:
+    half, eight = Fidelity(1.0, 0.0, 0.995, 1.0, 4), Fidelity(1.0, 0.1, 0.97, 1.0, 16)
+    gate = Gate(
+        GateKey(GRAPH.digest, "inputs 16", "top1"),
+        16,
+        {GRAPH.cuts[1].live: {Form.HALF: half, Form.UINT8: eight}},
+    )
+    pairs = kept(Constraints(min_agreement=0.99), gate)
+    assert (1, Codec.FLOAT16) in pairs
+    assert (1, Codec.UINT8) not in pairs
+    reasons = {each.reason for each in constrain(ROWS, GRAPH, Constraints(min_agreement=0.99), gate)[1]}
+    assert "min_agreement: 1.000 on 16 inputs shows 0.9700 only, below 0.990" in reasons

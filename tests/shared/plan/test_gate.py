@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,7 @@ def test_fidelity_falls_with_the_bits() -> None:
     assert half.agreement >= eight.agreement >= four.agreement
     assert half.agreement == 1.0
     assert gate.samples == 64
-    assert steps[-1] == (len(gate.measured), len(gate.measured))
+    assert steps[-1] == (5 * len(gate.measured), 5 * len(gate.measured))  # 4, 4, 8, 16 and 32 samples
 
 
 def test_agreement_counts_the_samples_whose_class_changes() -> None:
@@ -80,8 +82,6 @@ def test_agreement_counts_the_samples_whose_class_changes() -> None:
     for (leaf,) in samples:
         low, high = min(0.0, float(leaf.min())), max(0.0, float(leaf.max()))
         assert low < high
-        from shared.codec import decode, encode
-
         header, payload = encode(leaf, Codec.INT4, live[0])
         coarse = decode(header, payload, program.graph.live_specs(program.graph.cuts[0], 1)[0])
         changed += int(program([leaf])[0].argmax() != program([coarse])[0].argmax())
@@ -116,7 +116,8 @@ def test_a_mix_is_as_bad_as_the_worst_form_in_it() -> None:
 
 
 def test_a_kept_gate_is_the_same_gate(tmp_path: Path) -> None:
-    gate = Gate(_key(), 7, {(3, 5): {Form.UINT8: Fidelity(0.9, 0.1)}})
+    judged = {Form.UINT8: Fidelity(0.9, 0.1, 0.8, 0.95, 16), Form.HALF: Fidelity(1.0, 0.0)}
+    gate = Gate(_key(), 7, {(3, 5): judged})
     assert save_gate(tmp_path / "new", gate) is None
     assert load_gate(tmp_path / "new", gate.key) == (gate, None)
     assert load_gate(tmp_path, _key("cosine")) == (None, None)
@@ -186,22 +187,89 @@ def test_a_cut_that_is_not_topological_has_the_fidelity_of_what_it_sends() -> No
     assert gate.measured.keys() > measure_gate(program, samples, _key(), cuts=[wide]).measured.keys()
 
 
+def test_a_pair_is_judged_on_no_more_samples_than_it_takes() -> None:
+    program = _program(Classifier(1.0), torch.zeros(1, 8))
+    graph = program.graph
+    taken = 0
+
+    def samples() -> Iterator[list[torch.Tensor]]:
+        nonlocal taken
+        for sample in _samples(10_000, 8):
+            taken += 1
+            yield sample
+
+    def judge(enough: float | None, known: Gate | None = None) -> dict[Form, Fidelity]:
+        gate = measure_gate(
+            program, samples(), _key(), cuts=graph.cuts[:1], enough=enough, most=64, known=known
+        )
+        return gate.measured[graph.cuts[0].live]
+
+    easy = judge(0.5)
+    assert taken == max(each.samples for each in easy.values()) < 64
+    assert easy[Form.HALF].samples == 4
+    strict = judge(0.98)
+    assert strict[Form.HALF].shown >= 0.98
+    assert strict[Form.HALF].samples < strict[Form.UINT8].samples
+    for fidelity in strict.values():
+        assert fidelity.shown <= fidelity.agreement <= fidelity.at_most
+        assert fidelity.shown >= 0.98 or fidelity.at_most < 0.98 or fidelity.samples == 64
+    assert {each.samples for each in judge(None).values()} == {64}
+
+    wanted = missing(graph, graph.cuts[:1], [Form.HALF], Gate(_key(), 4, {graph.cuts[0].live: easy}), 0.9999)
+    assert [forms for _, forms in wanted] == [[Form.HALF]]  # seen on four, and a stricter word is asked
+    assert missing(graph, graph.cuts[:1], [Form.HALF], Gate(_key(), 4, {graph.cuts[0].live: easy}), 0.5) == []
+
+
+class Overflowing(nn.Module):
+    """Of numbers beyond 65,504, where half precision ends, and below which the logarithm has no value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(torch.exp(self.first(x)) * 1e6 + 1e5 - 7e4)
+
+
+def test_an_answer_that_is_no_number_keeps_no_class() -> None:
+    program = _program(Overflowing(), torch.zeros(1, 8))
+    graph = program.graph
+    cut = graph.cuts[[unit.name for unit in graph.units].index("add") + 1]
+    gate = measure_gate(program, _samples(8, 8), _key(), cuts=[cut], forms=[Form.HALF])
+    half = gate.measured[cut.live][Form.HALF]
+    assert half.shown == 0.0
+    assert math.isfinite(half.error)
+
+
+def test_without_a_sample_there_is_no_gate() -> None:
+    program = _program(Classifier(1.0), torch.zeros(1, 8))
+    with pytest.raises(ValueError, match="no sample"):
+        measure_gate(program, [], _key())
+
+
 def test_what_is_known_is_not_measured_again() -> None:
     program = _program(Classifier(1.0), torch.zeros(1, 8))
     graph, samples = program.graph, _samples(4, 8)
     first = measure_gate(program, samples, _key(), forms=[Form.HALF], cuts=graph.cuts[:1])
     assert {form for forms in first.measured.values() for form in forms} == {Form.HALF}
-    assert missing(graph, graph.cuts[:1], [Form.HALF], first) == []
+    assert missing(graph, graph.cuts[:1], [Form.HALF], first, most=4) == []
     steps: list[tuple[int, int]] = []
     marked = Gate(first.key, 4, {live: {Form.HALF: Fidelity(0.5, 9.0)} for live in first.measured})
     whole = measure_gate(
-        program, samples, _key(), known=marked, progress=lambda done, total: steps.append((done, total))
+        program,
+        samples,
+        _key(),
+        known=marked,
+        most=4,
+        progress=lambda done, total: steps.append((done, total)),
     )
     for live in first.measured:
         assert whole.measured[live][Form.HALF] == Fidelity(0.5, 9.0)
         assert set(whole.measured[live]) == {Form.HALF, Form.UINT8, Form.INT4}
     assert steps[-1] == (len(steps), len(steps))
     assert len(whole.measured) == len(steps)
-    none = measure_gate(program, samples, _key(), known=whole, progress=lambda done, total: steps.clear())
+    none = measure_gate(
+        program, samples, _key(), known=whole, most=4, progress=lambda done, total: steps.clear()
+    )
     assert none == whole
     assert steps
