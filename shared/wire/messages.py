@@ -231,8 +231,11 @@ class Pong(Header, frozen=True, kw_only=True):
     span_bytes: Bytes = 0
 
 
-class ReplicaHello(Header, frozen=True, kw_only=True):
-    """Replica to gateway: what it serves, its measured unit times, and its first credits."""
+class ReplicaHello(Header, frozen=True, kw_only=True, omit_defaults=True):
+    """Replica to gateway: what it serves, its measured unit times, and its first credits.
+
+    ``version`` is the configured one, which tells networks of one name apart that are both wanted.
+    """
 
     replica: Name
     model: Name
@@ -240,6 +243,7 @@ class ReplicaHello(Header, frozen=True, kw_only=True):
     unit_ms: UnitMs
     credits: Count
     software: Name = ""
+    version: Name = ""
 
 
 class Credit(Header, frozen=True, kw_only=True, omit_defaults=True):

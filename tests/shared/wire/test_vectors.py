@@ -144,6 +144,11 @@ MESSAGES = {
             software="suture 0.1.0",
         )
     ),
+    "replica-hello-version": encode_message(
+        m.ReplicaHello(
+            replica="mnist#b", model="mnist", digest=DIGEST, unit_ms=[0.25, 1.5], credits=2, version="2"
+        )
+    ),
     "local-infer": encode_message(
         m.LocalInfer(
             model="mnist",
