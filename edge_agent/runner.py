@@ -7,10 +7,8 @@ two chunks of units.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +17,12 @@ from typing import TypeVar
 import torch
 
 from edge_agent.measuring import gate_of, profile_of
+from edge_agent.spares import Spares
 from edge_agent.tensors import check_device, to_tensor
+from edge_agent.worker import Stopped, Work, Worker
 from shared.calibration import Calibration
 from shared.codec import Codec, Form, decode, encode
+from shared.codec.threads import one_thread
 from shared.errors import CodecError
 from shared.graph import CapturedModel, Cut, Graph, Program, State, load
 from shared.plan.gate import Gate
@@ -39,22 +40,6 @@ _UNITS_PER_CHUNK = 8
 
 _DECODE_INLINE_BYTES = 65_536
 """Answers up to this size decode faster than a hop to the worker takes, however busy it is."""
-
-
-class Stopped(Exception):
-    """The work was withdrawn before it was done.  Never leaves the agent."""
-
-
-class Work:
-    """The claim of one request on the worker; :meth:`stop` may be called at any time, from any thread."""
-
-    __slots__ = ("stopped",)
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def stop(self) -> None:
-        self.stopped = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +73,6 @@ class Answer:
     compute_ms: float
 
 
-@dataclass(slots=True)
-class _Job:
-    expected_ms: float
-    submitted_s: float
-    started_s: float | None = None
-
-
 class Runner:
     """Owns one program per network and the only thread that runs them.
 
@@ -107,8 +85,8 @@ class Runner:
         self.device = device
         self.threads = threads
         self._programs: dict[str, Program] = {}
-        self._jobs: dict[int, _Job] = {}
-        self._pool = ThreadPoolExecutor(1, "suture-torch", initializer=self._set_up_thread)
+        self._spares = Spares()
+        self._worker = Worker("suture-torch", self._set_up_thread)
 
     def _set_up_thread(self) -> None:
         if self.threads is not None:
@@ -136,17 +114,13 @@ class Runner:
 
     def queued_ms(self) -> float:
         """Expected time until a job submitted now would start."""
-        now = time.perf_counter()
-        total = 0.0
-        for job in list(self._jobs.values()):
-            elapsed_ms = 0.0 if job.started_s is None else (now - job.started_s) * 1000.0
-            total += max(job.expected_ms - elapsed_ms, 0.0)
-        return total
+        return self._worker.queued_ms()
 
     async def load(self, name: str, captured: CapturedModel) -> Graph:
         """Make the network ready to run under ``name``."""
         program = await self.call(lambda: load(captured, device=self.device))
         self._programs[name] = program
+        self._spares.add(name, captured)
         return program.graph
 
     async def profile(
@@ -213,7 +187,7 @@ class Runner:
 
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
         """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""
-        value, _ = await self._on_worker(body, Work(), expected_ms)
+        value, _ = await self._worker.run(body, Work(), expected_ms)
         return value
 
     async def prefix(
@@ -232,10 +206,9 @@ class Runner:
 
         Raises Stopped when ``work`` was stopped, RuntimeError when torch cannot compute it.
         """
-        program = self._programs[name]
 
-        def body() -> Prefix:
-            tensors = [to_tensor(leaf, self.device) for leaf in leaves]
+        def body(program: Program) -> Prefix:
+            tensors = [to_tensor(leaf, program.device) for leaf in leaves]
             state, compute_ms = self._timed("start", lambda: program.start(tensors))
             compute_ms += self._run(program, state, cut.edge_units, work)
             live = program.live(state, cut)
@@ -251,7 +224,7 @@ class Runner:
                 encode_ms=encode_ms,
             )
 
-        prefix, wait_ms = await self._on_worker(body, work, expected_ms)
+        prefix, wait_ms = await self._worker.run(self._wherever_it_fits(name, body), work, expected_ms)
         return replace(prefix, wait_ms=wait_ms)
 
     async def finish(
@@ -261,14 +234,14 @@ class Runner:
 
         Can be repeated.  Raises Stopped when ``work`` was stopped, RuntimeError when torch cannot.
         """
-        program = self._programs[name]
 
-        def body() -> tuple[dict[int, torch.Tensor], float]:
+        def body(program: Program) -> tuple[dict[int, torch.Tensor], float]:
             state, compute_ms = self._timed("start", lambda: program.resume(cut, prefix.live, prefix.batch))
             compute_ms += self._run(program, state, cut.cloud_units, work)
             return {**prefix.outputs, **program.outputs(state)}, compute_ms
 
-        (outputs, compute_ms), wait_ms = await self._on_worker(body, work, expected_ms)
+        fitting = self._wherever_it_fits(name, body)
+        (outputs, compute_ms), wait_ms = await self._worker.run(fitting, work, expected_ms)
         return Answer(outputs, wait_ms, compute_ms)
 
     async def decode(
@@ -293,12 +266,26 @@ class Runner:
         if sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES:
             outputs, ms = body()
             return Answer(outputs, 0.0, ms)
-        (outputs, ms), wait_ms = await self._on_worker(body, work, 0.0)
+        (outputs, ms), wait_ms = await self._worker.run(body, work, 0.0)
         return Answer(outputs, wait_ms, ms)
 
-    async def close(self) -> None:
-        """Skip what has not begun and wait for what has."""
-        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+    async def close(self, patience_s: float = 10.0) -> bool:
+        """Skip what has not begun and wait for what has.  False when that has not ended in time."""
+        return await self._worker.close(patience_s)
+
+    def _wherever_it_fits(self, name: str, body: Callable[[Program], T]) -> Callable[[], T]:
+        """``body`` with the network's program; where the device's memory is full, with that of the CPU."""
+
+        def fitting() -> T:
+            try:
+                value = body(self._programs[name])
+            except torch.OutOfMemoryError as error:
+                spare = self._spares.take(name, error)
+                return body(spare)
+            self._spares.on_fitting(name)
+            return value
+
+        return fitting
 
     def _run(self, program: Program, state: State, units: Sequence[int], work: Work) -> float:
         total_ms = 0.0
@@ -310,32 +297,15 @@ class Runner:
             total_ms += ms
         return total_ms
 
-    async def _on_worker(self, body: Callable[[], T], work: Work, expected_ms: float) -> tuple[T, float]:
-        """The result of ``body`` and the ms that it waited.  Cancel-safe: queued work is skipped."""
-        job = _Job(expected_ms, time.perf_counter())
-
-        def run() -> tuple[T, float]:
-            if work.stopped:
-                raise Stopped
-            job.started_s = time.perf_counter()
-            return body(), (job.started_s - job.submitted_s) * 1000.0
-
-        self._jobs[id(job)] = job
-        future = self._pool.submit(run)
-        future.add_done_callback(lambda _: self._jobs.pop(id(job), None))
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            work.stop()
-            raise
-
 
 def _encode(
     live: Sequence[torch.Tensor], cut: Cut, codecs: Sequence[Codec]
 ) -> list[tuple[TensorHeader, Buffer]]:
-    return [
-        encode(tensor.cpu(), codec, slot) for tensor, slot, codec in zip(live, cut.live, codecs, strict=True)
-    ]
+    with one_thread():
+        return [
+            encode(tensor.cpu(), codec, slot)
+            for tensor, slot, codec in zip(live, cut.live, codecs, strict=True)
+        ]
 
 
 def _decode(
@@ -348,7 +318,8 @@ def _decode(
             f"but {graph.name} cut after {cut.name} is answered by {list(slots)}"
         )
     specs = dict(zip(slots, graph.specs(slots, batch), strict=True))
-    return {
-        header.slot: decode(header, payload, specs[header.slot])
-        for header, payload in zip(headers, payloads, strict=True)
-    }
+    with one_thread():
+        return {
+            header.slot: decode(header, payload, specs[header.slot])
+            for header, payload in zip(headers, payloads, strict=True)
+        }

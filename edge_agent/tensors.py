@@ -13,7 +13,7 @@ from shared.errors import StartupError
 __all__ = ["check_device", "to_numpy", "to_tensor"]
 
 
-def to_tensor(leaf: object, device: str) -> torch.Tensor:
+def to_tensor(leaf: object, device: str | torch.device) -> torch.Tensor:
     """An input as a tensor on ``device``, without a copy where numpy and torch can share memory."""
     if isinstance(leaf, torch.Tensor):
         return leaf.detach().to(device)

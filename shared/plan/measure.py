@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from statistics import fmean, median, quantiles
 
 import torch
 
 from shared.codec import Codec, Form, decode, encode
+from shared.codec.threads import one_thread
 from shared.graph.ir import Graph
 from shared.graph.run import Program
 from shared.plan.profile import CodecCost, Profile, ProfileKey
@@ -83,7 +83,7 @@ def measure_profile(
             for codec in sizes[slot]:
                 if codec not in times[slot]:
                     times[slot][codec] = _codec_ms(tensor, codec, slot, spec, program.device, clock)
-            with _one_thread():
+            with one_thread():
                 for codec, found in sizes[slot].items():
                     if not found or codec is not codec.plain:  # else as large as for the first example
                         found.append(float(encode(tensor, codec, slot)[0].payload_bytes))
@@ -137,27 +137,16 @@ def _activations(
             yield slot, tensor
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For what is not timed: short operators on several threads, of which one waits for a busy core, take
-    many times as long as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _codec_ms(
     tensor: torch.Tensor, codec: Codec, slot: int, spec: TensorSpec, device: torch.device, clock: Clock
 ) -> tuple[float, float]:
-    """Milliseconds to encode and to decode one tensor here."""
-    header, payload = encode(tensor, codec, slot)
-    return (
-        _median_ms(lambda: encode(tensor, codec, slot), device, clock),
-        _median_ms(lambda: decode(header, payload, spec), device, clock),
-    )
+    """Milliseconds to encode and to decode one tensor here, on one thread."""
+    with one_thread():
+        header, payload = encode(tensor, codec, slot)
+        return (
+            _median_ms(lambda: encode(tensor, codec, slot), device, clock),
+            _median_ms(lambda: decode(header, payload, spec), device, clock),
+        )
 
 
 def _median_ms(

@@ -226,3 +226,34 @@ async def test_profile_and_gate_are_of_the_calibration_inputs_and_kept(tmp_path:
         key: value for key, value in gate.measured.items() if key != live
     }
     await runner.close()
+
+
+async def test_a_full_device_memory_makes_the_cpu_compute_until_there_is_room(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    want = expected(networks.photos).numpy()
+    program = runner.program("photos")
+    graph = program.graph
+    run, full = program.run, True
+
+    def patched(state: Any, units: Any) -> None:
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        run(state, units)
+
+    program.run = patched  # type: ignore[method-assign]
+    cut = graph.cuts[3]
+    for _ in range(2):
+        prefix = await runner.prefix(
+            "photos", [networks.BATCH_ONE], cut, [Codec.FLOAT32] * len(cut.live), Work()
+        )
+        answer = await runner.finish("photos", cut, prefix, Work())
+        (slot,) = graph.outputs
+        np.testing.assert_allclose(to_numpy(answer.outputs[slot]), want, rtol=1e-5, atol=1e-6)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1  # once, not for each request
+    assert "no memory left for photos, which runs on the CPU" in said[0]
+    assert "20.00 MiB" in said[0]
+    full = False
+    await runner.finish("photos", cut, prefix, Work())
+    assert "photos fits into the device's memory again" in caplog.text
