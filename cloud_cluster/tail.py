@@ -100,6 +100,7 @@ class Tail:
             unit_ms=list(executor.unit_ms),
             credits=self.model.credits,
             software=f"suture {version('suture')}",
+            version=self.model.version,
         )
         self.set_gateways(self._endpoints)
         log.info("%s holds %s, %.1f ms for the whole", self.replica, executor.digest, sum(executor.unit_ms))
