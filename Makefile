@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+FUZZ_SECONDS ?= 60
+
 export RAY_USAGE_STATS_ENABLED = 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: help venv demo test test-fast lint format bench clean
+.PHONY: help venv demo test test-fast fuzz lint format bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +31,11 @@ test: $(READY)  ## Run every test
 
 test-fast: $(READY)  ## Run the tests that start no cluster and capture no large network
 	$(BIN)/python -m pytest -m "not slow and not ray"
+
+fuzz: $(READY)  ## Fuzz every parser for FUZZ_SECONDS each (60), keeping what was found in .fuzz
+	for target in header message payload bundle config; do \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) --corpus .fuzz/$$target || exit 1; \
+	done
 
 lint: $(READY)  ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check .

@@ -46,6 +46,11 @@ __all__ = [
 ]
 
 _ENV_PREFIX = "SUTURE_"
+_MAX_FILE_BYTES = 2**20
+_MAX_ERRORS = 20
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class _Section(BaseModel):
@@ -368,15 +373,16 @@ def load_config(cls: type[ConfigT], path: str | Path, environ: Mapping[str, str]
     Raises ConfigError naming the file, the key and the next step.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_FILE_BYTES} bytes, which no configuration is")
+        text = data.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    values = _from_yaml(text, str(path))
     return parse_config(cls, {} if values is None else values, str(path), environ)
 
 
@@ -389,8 +395,21 @@ def parse_config(
     try:
         return cls.model_validate(_overridden(cls, values, environ))
     except ValidationError as error:
-        lines = [f"  {_dotted(item['loc'])}: {_plainly(item)}" for item in error.errors()]
+        found = error.errors()
+        lines = [f"  {_dotted(item['loc'])}: {_plainly(item)}" for item in found[:_MAX_ERRORS]]
+        if len(found) > _MAX_ERRORS:
+            lines.append(f"  and {len(found) - _MAX_ERRORS} more")
         raise ConfigError(f"{origin} is not valid:\n" + "\n".join(lines)) from error
+
+
+def _from_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not YAML: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # What PyYAML's constructors raise on a tag with a value that it does not fit, or on deep nesting.
+        raise ConfigError(f"{origin} has a value that YAML cannot read: {error!r}") from error
 
 
 def _overridden(cls: type[BaseModel], values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -419,4 +438,5 @@ def _plainly(item: Any) -> str:
         return "unknown key; remove it, or see docs/operations.md for the keys there are"
     if item["type"] == "missing":
         return "is required"
-    return f"{item['msg']} (got {item['input']!r})"
+    # Aliases make a few lines of YAML stand for billions of values: never all of them in one text.
+    return f"{item['msg']} (got {_SHORT.repr(item['input'])})"

@@ -26,6 +26,7 @@ from shared.graph.captured import CapturedModel
 from shared.graph.digest import graph_digest
 from shared.graph.document import graph_document
 from shared.graph.ir import Graph, Op
+from shared.graph.operators import is_view
 from shared.graph.parse import MAX_DOCUMENT_BYTES, parse_graph
 from shared.tensor import SymbolicSpec
 
@@ -33,6 +34,7 @@ __all__ = ["Bundle", "load_bundle", "read_bundle", "save_bundle"]
 
 _GRAPH, _WEIGHTS, _EXAMPLE, _ABOUT = "graph.json", "weights.safetensors", "example.safetensors", "about.json"
 _HEADER_BYTES = 100 * 2**20  # what safetensors itself allows for its header
+_MAX_PREAMBLE_BYTES = 2 * 2**30
 
 
 class _About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +128,7 @@ def _read_about(path: Path) -> _About:
         return _About()
     try:
         return msgspec.json.decode(_read(path), type=_About)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path.name}: {error}") from None
 
 
@@ -199,11 +201,19 @@ def _confirm_sizes(graph: Graph) -> None:
             spec = graph.values[slot].at(batch)
             dtype = getattr(torch, spec.dtype.label)
             slots[slot] = torch.empty_strided(spec.shape, spec.strides, dtype=dtype, device=meta)
+        made = 0
         with torch.inference_mode():
-            for op, step in steps:
+            for index, (op, step) in enumerate(steps):
                 with _naming(op):
                     step(slots)
                 _confirm(op, graph, slots, batch)
+                if index < len(graph.preamble) and not is_view(op.target):
+                    made += sum(slots[slot].numel() * slots[slot].element_size() for slot in op.written)
+        # What loading computes and keeps, before any request asks for it.
+        if made > _MAX_PREAMBLE_BYTES:
+            raise BundleError(
+                f"the preamble makes {made} bytes; {_MAX_PREAMBLE_BYTES} is the most there may be"
+            )
 
 
 def _confirm(op: Op, graph: Graph, slots: Sequence[Any], batch: int) -> None:

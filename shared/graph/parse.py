@@ -17,6 +17,7 @@ from shared.errors import BundleError
 from shared.graph.allowed import ALLOWED_OPERATORS
 from shared.graph.document import FORMAT
 from shared.graph.ir import UNUSED, Arg, BatchInt, EnumArg, Graph, Op, Ref, Unit
+from shared.graph.operators import is_view
 from shared.graph.tree import Tree
 from shared.graph.units import unit_flow
 from shared.tensor import DType, SymbolicSpec
@@ -33,6 +34,8 @@ _MAX_TENSOR_BYTES = 8 * 2**30
 _MAX_BATCH = 65_536
 _MAX_SIZE = 2**40
 _INT64 = 2**63
+_MAX_LIVE = 2_000_000
+_MAX_VIEWS_OF_VIEWS = 256
 
 _ENUMS = {
     "dtype": frozenset(dtype.label for dtype in DType),
@@ -95,7 +98,7 @@ def parse_graph(data: bytes) -> Graph:
         raise BundleError(f"a graph of {len(data)} bytes; {MAX_DOCUMENT_BYTES} is the most there may be")
     try:
         document = msgspec.json.decode(data, type=_Document)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"not a graph: {error}") from None
     if document.format != FORMAT:
         raise BundleError(f"a graph in format {document.format!r}; this software reads {FORMAT!r}")
@@ -130,6 +133,7 @@ def _assembled(document: _Document) -> Graph:
         if not unit.ops or tuple(unit.reads) != reads[index] or tuple(unit.writes) != writes[index]:
             raise BundleError(f"unit {index} ({_shown(unit.name)}) does not read and write what it says")
         units.append(Unit(index, unit.name, unit.kind, unit_ops[index], reads[index], writes[index]))
+    _require_bounded_cuts(document.inputs, document.outputs, unit_ops)
     input_tree, output_tree = _tree(document.input_tree), _tree(document.output_tree)
     if input_tree.leaf_count != len(document.inputs) or output_tree.leaf_count != len(document.outputs):
         raise BundleError("a tree has another number of leaves than the graph has inputs or outputs")
@@ -165,7 +169,8 @@ def _values(document: _Document) -> dict[int, SymbolicSpec]:
             sizes = [per * batch + fixed for per, fixed in dims]
             if any(per < 0 or size < 0 for (per, _), size in zip(dims, sizes, strict=True)):
                 raise BundleError(f"slot {slot} has a negative size")
-            if math.prod(sizes) * spec.dtype.itemsize > _MAX_TENSOR_BYTES:
+            # An empty tensor counts by its other dimensions: strides are computed from them.
+            if math.prod(size or 1 for size in sizes) * spec.dtype.itemsize > _MAX_TENSOR_BYTES:
                 raise BundleError(f"slot {slot} is larger than {_MAX_TENSOR_BYTES} bytes")
         if not document.dynamic_batch and any(per for per, _ in dims):
             raise BundleError(f"slot {slot} depends on the batch size, which is fixed")
@@ -214,6 +219,37 @@ def _require_order(
         raise BundleError("slots are not numbered 0, 1, 2, ... with each written once")
     if not set(document.outputs) <= known:
         raise BundleError("an output is a slot that nothing writes")
+
+
+def _require_bounded_cuts(
+    inputs: Iterable[int], outputs: Iterable[int], unit_ops: Sequence[Sequence[Op]]
+) -> None:
+    """Every cut lists what is alive there, and a view keeps alive what it is a view of.
+
+    So the lists may grow with the square of the document, and the search for what to send goes as deep as
+    views are taken of views.  Both are far below these bounds in any network.
+    """
+    born = dict.fromkeys(inputs, 0)
+    root = {slot: slot for slot in born}
+    depth = dict.fromkeys(born, 0)
+    last = dict(born)
+    for index, ops in enumerate(unit_ops):
+        for op in ops:
+            reads = [slot for slot in op.reads if slot in born]
+            for slot in reads:
+                last[slot] = last[root[slot]] = index
+            view = is_view(op.target) and len(reads) == 1
+            for slot in op.written:
+                born[slot] = last[slot] = index
+                root[slot] = root[reads[0]] if view else slot
+                depth[slot] = depth[reads[0]] + 1 if view else 0
+                if depth[slot] > _MAX_VIEWS_OF_VIEWS:
+                    raise BundleError(f"views of views, more than {_MAX_VIEWS_OF_VIEWS} deep")
+    for slot in set(outputs) & born.keys():
+        last[slot] = last[root[slot]] = len(unit_ops)
+    live = sum(max(last[slot], last[root[slot]]) - first for slot, first in born.items())
+    if live > _MAX_LIVE:
+        raise BundleError(f"{live} values are alive over all cuts; {_MAX_LIVE} is the most there may be")
 
 
 def _require_known(op: Op, known: set[int]) -> None:

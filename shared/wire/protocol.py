@@ -198,6 +198,8 @@ def _check_payloads(
         _check_tensors(header.tensors, payloads, limits)
     if isinstance(header, LocalInfer | LocalResult):
         _check_plain(header.tree)
+    if isinstance(header, LocalInfer):
+        _check_plain(header.objective)
     if isinstance(header, LocalResult):
         _check_plain(header.decision)
 
