@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import zmq
 
+from cloud_cluster.admission import DeviceLimits
+from cloud_cluster.connections import Connection, Eviction
 from cloud_cluster.dispatch import Action, Dispatcher, Request
+from cloud_cluster.keys import Doorkeeper
 from cloud_cluster.registry import Registry
 from cloud_cluster.sessions import DeviceSession, Sessions
 from cloud_cluster.sockets import Inbox, try_send
-from shared.errors import LimitError, ProtocolError, SutureError, UnavailableError, VersionError
+from shared.errors import AuthError, LimitError, ProtocolError, SutureError, UnavailableError, VersionError
 from shared.wire import (
     NO_BUDGET,
     Buffer,
@@ -62,6 +66,7 @@ class DeviceSide:
         sessions: Sessions,
         now_ms: Callable[[], float],
         apply: Callable[[list[Action], float], None],
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self._socket = socket
         self._card = card
@@ -72,6 +77,8 @@ class DeviceSide:
         self._apply = apply
         self._wire_limits = WireLimits.from_card(card.limits)
         self._strangers: dict[bytes, None] = {}
+        self._doorkeeper = doorkeeper
+        self._eviction = Eviction(lambda identity, error: self._send_error(identity, 0, error))
         self.inbox = Inbox(socket, self._on_message)
 
     @property
@@ -103,6 +110,16 @@ class DeviceSide:
             log.info("device %s is gone: %s", session.agent, why)
             self._dispatcher.device_gone(identity)
 
+    def revoke(self, key: str) -> None:
+        """End what goes on under a key that is listed no more, and close its connections."""
+        for session in self._sessions.of_key(key):
+            self._eviction.evict(session.identity, session.connection, _unlisted(key))
+            self.forget(session.identity, "its key is revoked")
+
+    def close(self) -> None:
+        self._eviction.close()
+        self.inbox.close()
+
     def say_goodbye(self, reason: str) -> None:
         for session in self._sessions:
             self._send(session.identity, encode_message(Goodbye(reason=reason)))
@@ -110,13 +127,23 @@ class DeviceSide:
     def _on_message(self, frames: list[zmq.Frame]) -> None:
         now_ms = self._now_ms()
         identity, message = frames[0].bytes, frames[1:]
+        key = ""
+        if self._doorkeeper is not None:
+            key = str(frames[-1].get("User-Id"))
+            if self._doorkeeper.device(key) is None:
+                self._eviction.evict(identity, Connection.of(frames[-1]), _unlisted(key))
+                return
         session = self._sessions.get(identity)
-        if session is not None:
-            session.heard_ms = now_ms
         try:
+            if session is not None and session.key != key:
+                # Its own connection has ended, or ZeroMQ would not give the id to another.
+                self.forget(identity, "another key came under its routing id")
+                raise AuthError("this routing id is another device's; send HELLO for a session of your own")
+            if session is not None:
+                session.heard_ms = now_ms
             frame0 = Frame0.unpack(message[0].buffer if message else b"")
             if frame0.type is MessageType.HELLO:
-                self._on_hello(identity, frame0, message, now_ms)
+                self._on_hello(identity, key, frame0, message, now_ms)
             elif session is not None:
                 self._on_session_message(session, frame0, message, now_ms)
             elif frame0.type is not MessageType.ANNOUNCE:
@@ -144,9 +171,16 @@ class DeviceSide:
         else:
             raise ProtocolError(f"{kind.name} is not for a gateway")
 
-    def _on_hello(self, identity: bytes, frame0: Frame0, message: list[zmq.Frame], now_ms: float) -> None:
+    def _on_hello(
+        self, identity: bytes, key: str, frame0: Frame0, message: list[zmq.Frame], now_ms: float
+    ) -> None:
         hello = decode_message([frame.buffer for frame in message], self._wire_limits).header
-        session = self._sessions.open(identity, hello, now_ms)
+        session = self._sessions.open(
+            identity, hello, now_ms, key, Connection.of(message[0]) if key else None
+        )
+        surplus = self._sessions.surplus(key) if key else None
+        if surplus is not None:
+            self.forget(surplus.identity, "its key has newer sessions")
         log.info("device %s says hello and offers %s", hello.agent, ", ".join(session.offers))
         self._send_card(session, frame0.request_id)
 
@@ -178,6 +212,8 @@ class DeviceSide:
             work_ms=self._registry.work_ms(frame0.model, frame0.cut),
             body=Ticket(frame0.request_id, has_budget, span_ms, message),
             now_ms=now_ms,
+            account=session.key.encode() or None,
+            limits=self._account_limits(session),
         )
         session.requests[frame0.request_id] = request.id
         self._apply(actions, now_ms)
@@ -198,11 +234,28 @@ class DeviceSide:
             del self._strangers[next(iter(self._strangers))]
         self._send_error(identity, error.request_id, error)
 
+    def _account_limits(self, session: DeviceSession) -> DeviceLimits | None:
+        """Those that the device's public file sets, over all sessions of its key; None without keys."""
+        listed = self._doorkeeper.device(session.key) if self._doorkeeper is not None else None
+        if listed is None:
+            return None
+        usual = self._card.limits
+        return DeviceLimits(
+            listed.max_in_flight or usual.max_in_flight,
+            listed.max_in_flight_bytes or usual.max_in_flight_bytes,
+            listed.weight,
+        )
+
     def _send_card(self, session: DeviceSession, request_id: int = 0) -> None:
+        limits, own = self._card.limits, self._account_limits(session)
+        if own is not None:
+            limits = msgspec.structs.replace(
+                limits, max_in_flight=own.max_in_flight, max_in_flight_bytes=own.max_in_flight_bytes
+            )
         card = Card(
             gateway=self._card.gateway,
             software=self._card.software,
-            limits=self._card.limits,
+            limits=limits,
             models=self._registry.cards(session.offers),
             load_endpoint=self._card.load_endpoint,
         )
@@ -215,6 +268,12 @@ class DeviceSide:
         if not try_send(self._socket, [identity, *frames]):
             self.forget(identity, "it is unreachable, or it does not read its answers")
         self.inbox.nudge()
+
+
+def _unlisted(key: str) -> AuthError:
+    return AuthError(
+        f"this gateway no longer lists this device's key {key}; put its .key file into gateway.keys.devices"
+    )
 
 
 def _ticket(request: Request) -> Ticket:

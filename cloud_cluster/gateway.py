@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -22,12 +22,15 @@ import zmq
 
 from cloud_cluster.device_side import DeviceSide
 from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
+from cloud_cluster.feed import Feed
+from cloud_cluster.handshakes import HandshakeWatch
+from cloud_cluster.keys import Doorkeeper, Port
 from cloud_cluster.load import LoadMeter
 from cloud_cluster.loops import Loops
 from cloud_cluster.registry import Registry
 from cloud_cluster.replica_side import ReplicaSide
 from cloud_cluster.sessions import Sessions
-from cloud_cluster.sockets import Inbox, bind, require_loopback, try_send
+from cloud_cluster.sockets import Inbox, bind, require_loopback
 from shared.config import GatewayConfig, ServedModelConfig
 from shared.wire import encode_message
 from shared.wire.messages import Card, Limits
@@ -54,7 +57,8 @@ class Gateway:
     def __init__(
         self, config: GatewayConfig, models: Sequence[ServedModelConfig], name: str | None = None
     ) -> None:
-        require_loopback(config.host, config.insecure)
+        require_loopback(config.host, keys=config.keys is not None, insecure=config.insecure)
+        self._doorkeeper = Doorkeeper(config.keys) if config.keys is not None else None
         self.name = name or f"gateway-{secrets.token_hex(4)}"
         self.device_endpoint = self.replica_endpoint = self.load_endpoint = ""
         self._config = config
@@ -79,26 +83,31 @@ class Gateway:
         self._context: zmq.Context[Any] | None = None
         self._sockets: list[zmq.Socket[Any]] = []
         self._inboxes: list[Inbox] = []
+        self._watches: list[HandshakeWatch] = []
 
     async def start(self) -> None:
         """Bind the three ports.  Raises StartupError naming the one that cannot be had."""
         config = self._config
         self._context = zmq.Context()
-        devices = self._socket(zmq.ROUTER)
+        if self._doorkeeper is not None:
+            self._inboxes.append(self._doorkeeper.open(self._context))
+        devices = self._socket(zmq.ROUTER, Port.DEVICES)
         # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
         devices.setsockopt(zmq.RCVHWM, 2 * config.max_in_flight + 16)
-        replicas = self._socket(zmq.ROUTER)
+        replicas = self._socket(zmq.ROUTER, Port.REPLICAS)
         replicas.setsockopt(zmq.ROUTER_HANDOVER, 1)
         replicas.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_ms))
         replicas.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(config.heartbeat_timeout_ms))
-        self._load_feed = self._socket(zmq.PUB)
+        feed = self._socket(zmq.XPUB, Port.DEVICES)
+        self._feed = Feed(feed, keys=self._doorkeeper is not None)
+        self._inboxes.append(self._feed.inbox)
         for router in (devices, replicas):
             router.setsockopt(zmq.ROUTER_MANDATORY, 1)
             router.setsockopt(zmq.MAXMSGSIZE, config.max_message_bytes)
         try:
             self.device_endpoint = await self._bind(devices, config.device_port, "devices")
             self.replica_endpoint = await self._bind(replicas, config.replica_port, "replicas")
-            self.load_endpoint = await self._bind(self._load_feed, config.load_port, "the load feed")
+            self.load_endpoint = await self._bind(feed, config.load_port, "the load feed")
         except BaseException:
             await self._close()
             raise
@@ -110,14 +119,18 @@ class Gateway:
             self._sessions,
             _now_ms,
             self._apply,
+            self._doorkeeper,
         )
         self._replicas = ReplicaSide(
             replicas, self._dispatcher, self._registry, self._meter, self._devices, _now_ms, self._apply
         )
-        monitor = replicas.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._sockets.append(monitor)
-        watcher = Inbox(monitor, lambda _event: self._connection_lost.set())
-        self._inboxes = [self._devices.inbox, self._replicas.inbox, watcher]
+        key = self._doorkeeper.public if self._doorkeeper is not None else ""
+        self._watches = [
+            HandshakeWatch(devices, "devices", key),
+            HandshakeWatch(replicas, "replicas", key, self._connection_lost.set),
+            HandshakeWatch(feed, "the load feed", key),
+        ]
+        self._inboxes += [self._devices.inbox, self._replicas.inbox, *(each.inbox for each in self._watches)]
         log.info("devices at %s, replicas at %s", self.device_endpoint, self.replica_endpoint)
 
     async def run(self) -> None:
@@ -132,13 +145,14 @@ class Gateway:
                 f"{self.name} load feed": self._publish_load(),
                 f"{self.name} silence": self._watch_silence(),
                 f"{self.name} lost replicas": self._find_lost_replicas(),
+                f"{self.name} keys": self._watch_keys(),
             }
         )
 
     async def stop(self, reason: str = "the gateway stops") -> None:
         """Say goodbye to everyone and close.  Requests that are still here get no answer."""
         await self._loops.stop()
-        if self._inboxes:
+        if self._watches:
             self._devices.say_goodbye(reason)
             self._replicas.say_goodbye(reason)
         await self._close()
@@ -155,6 +169,8 @@ class Gateway:
             "device_endpoint": self.device_endpoint,
             "load_endpoint": self.load_endpoint,
             "devices": len(self._sessions),
+            "keys": self._doorkeeper.status() if self._doorkeeper is not None else None,
+            "failed_handshakes": dict(sum((watch.failed for watch in self._watches), Counter())),
             "models": {name: asdict(state) for name, state in zip(self._registry.names, states, strict=True)},
         }
 
@@ -174,9 +190,11 @@ class Gateway:
             load_endpoint=self.load_endpoint,
         )
 
-    def _socket(self, kind: int) -> zmq.Socket[Any]:
+    def _socket(self, kind: int, port: Port) -> zmq.Socket[Any]:
         assert self._context is not None
         socket: zmq.Socket[Any] = self._context.socket(kind)
+        if self._doorkeeper is not None:
+            self._doorkeeper.guard(socket, port)
         self._sockets.append(socket)
         return socket
 
@@ -186,9 +204,15 @@ class Gateway:
     async def _close(self) -> None:
         for inbox in self._inboxes:
             inbox.close()
+        if self._watches:
+            self._devices.close()
+        for watch in self._watches:
+            watch.close()
         for socket in self._sockets:
             socket.close(linger=_LINGER_MS)
-        self._inboxes, self._sockets = [], []
+        self._inboxes, self._sockets, self._watches = [], [], []
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         context, self._context = self._context, None
         if context is not None:
             await asyncio.to_thread(context.term)
@@ -230,8 +254,7 @@ class Gateway:
             now_ms = _now_ms()
             states = self._states(now_ms)
             if self._meter.due_ms(states) <= now_ms:
-                # PUB drops what a subscriber does not take; the next report says it again.
-                try_send(self._load_feed, encode_message(self._meter.report(states, now_ms)))
+                self._feed.publish(encode_message(self._meter.report(states, now_ms)))
             await asyncio.sleep(self._config.load_period_ms / 1e3 / _LOAD_CHECKS_PER_PERIOD)
 
     async def _watch_silence(self) -> None:
@@ -241,6 +264,14 @@ class Gateway:
             self._replicas.lose_silent(silence_ms)
             for session in self._sessions.silent(_now_ms()):
                 self._devices.forget(session.identity, "it is silent")
+
+    async def _watch_keys(self) -> None:
+        if self._doorkeeper is not None:
+            await self._doorkeeper.watch(self._revoke, self._devices.send_cards)
+
+    def _revoke(self, key: str) -> None:
+        self._devices.revoke(key)
+        self._feed.revoke(key)
 
     async def _find_lost_replicas(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cloud_cluster.connections import Connection
 from shared.errors import OverloadedError
 from shared.wire.messages import Hello
 
@@ -12,6 +13,8 @@ __all__ = ["DeviceSession", "Sessions"]
 
 # An announced payload may be minutes on a slow link, and nothing else can pass it meanwhile.
 _ANNOUNCED_SILENCE_FACTOR = 12.0
+# Of one key: the agent, `edge-agent plan` beside it, and what an outage has left behind of both.
+_SESSIONS_PER_KEY = 4
 
 
 @dataclass(slots=True)
@@ -19,7 +22,7 @@ class DeviceSession:
     """From HELLO until GOODBYE or silence.
 
     ``offers`` is digest by model name; ``requests`` the gateway's id by the device's own, for what is
-    in flight.
+    in flight.  ``key`` is the public key that the session belongs to, "" without keys.
     """
 
     identity: bytes
@@ -29,6 +32,8 @@ class DeviceSession:
     max_announced: int
     announced: dict[int, float] = field(default_factory=dict)
     requests: dict[int, int] = field(default_factory=dict)
+    key: str = ""
+    connection: Connection | None = None
 
     def on_announce(self, request_id: int, now_ms: float) -> None:
         """The payload of this id follows; of too many open announcements the oldest is forgotten."""
@@ -60,7 +65,14 @@ class Sessions:
     def get(self, identity: bytes) -> DeviceSession | None:
         return self._sessions.get(identity)
 
-    def open(self, identity: bytes, hello: Hello, now_ms: float) -> DeviceSession:
+    def open(
+        self,
+        identity: bytes,
+        hello: Hello,
+        now_ms: float,
+        key: str = "",
+        connection: Connection | None = None,
+    ) -> DeviceSession:
         """Start, or start anew, the session of a device.  Raises OverloadedError when there are too many."""
         if identity not in self._sessions and len(self._sessions) >= self._max_devices:
             raise OverloadedError(
@@ -68,12 +80,22 @@ class Sessions:
                 self._silence_ms,
             )
         offers = {offer.name: offer.digest for offer in hello.models}
-        session = DeviceSession(identity, hello.agent, offers, now_ms, self._max_announced)
+        session = DeviceSession(
+            identity, hello.agent, offers, now_ms, self._max_announced, key=key, connection=connection
+        )
         earlier = self._sessions.get(identity)
         if earlier is not None:
             session.requests = earlier.requests
         self._sessions[identity] = session
         return session
+
+    def of_key(self, key: str) -> list[DeviceSession]:
+        return [session for session in self._sessions.values() if session.key == key]
+
+    def surplus(self, key: str) -> DeviceSession | None:
+        """The one of a key's sessions that was silent for longest, when the key has more than it may."""
+        own = self.of_key(key)
+        return min(own, key=lambda session: session.heard_ms) if len(own) > _SESSIONS_PER_KEY else None
 
     def close(self, identity: bytes) -> DeviceSession | None:
         return self._sessions.pop(identity, None)

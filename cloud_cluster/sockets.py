@@ -100,9 +100,9 @@ def try_send(socket: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
     return True
 
 
-def require_loopback(host: str, insecure: bool) -> None:
-    """Raises ConfigError for an address that others can reach, unless that was asked for."""
-    if insecure or host == "localhost":
+def require_loopback(host: str, *, keys: bool, insecure: bool) -> None:
+    """Raises ConfigError for an address that others can reach, unless there are keys or it was asked for."""
+    if keys or insecure or host == "localhost":
         return
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -111,7 +111,8 @@ def require_loopback(host: str, insecure: bool) -> None:
     if not loopback:
         raise ConfigError(
             f"gateway.host {host} can be reached from other machines, and this gateway has no CURVE keys to "
-            "tell friend from foe; bind 127.0.0.1, or set gateway.insecure: true on a network you trust"
+            "tell friend from foe; set gateway.keys (docs/security.md says how, in four commands), bind "
+            "127.0.0.1, or set gateway.insecure: true on a network where you trust everyone"
         )
 
 

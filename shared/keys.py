@@ -11,7 +11,7 @@ Under ``metadata`` a public file may limit the device that it lists::
     metadata
         max_in_flight = 8
         max_in_flight_bytes = 16000000
-        max_per_s = 50
+        weight = 2
     curve
         public-key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 
@@ -61,13 +61,16 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A public file: ``name`` is the file's, the limits are those it sets, None for the gateway's own."""
+    """A public file: ``name`` is the file's, the limits are those it sets, None for the gateway's own.
+
+    ``weight`` is the device's share of a queue that others wait in as well.
+    """
 
     name: str
     key: str
     max_in_flight: int | None = None
     max_in_flight_bytes: int | None = None
-    max_per_s: float | None = None
+    weight: float = 1.0
 
 
 def parse_key(text: str, origin: str) -> str:
@@ -89,12 +92,12 @@ def read_public(path: Path) -> PublicKey:
         _half(sections, "public-key", path),
         max_in_flight=_limit(metadata, "max_in_flight", path),
         max_in_flight_bytes=_limit(metadata, "max_in_flight_bytes", path),
-        max_per_s=_rate(metadata, path),
+        weight=_weight(metadata, path),
     )
     if metadata:
         raise ConfigError(
             f"{path}: unknown metadata {', '.join(sorted(metadata))}; there are max_in_flight, "
-            "max_in_flight_bytes and max_per_s"
+            "max_in_flight_bytes and weight"
         )
     return listed
 
@@ -218,12 +221,10 @@ def _limit(metadata: dict[str, str], name: str, path: Path) -> int | None:
     return int(text)
 
 
-def _rate(metadata: dict[str, str], path: Path) -> float | None:
-    text = metadata.pop("max_per_s", None)
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) == 0:
-        raise ConfigError(f"{path}: max_per_s = {text} must be a number above 0")
+def _weight(metadata: dict[str, str], path: Path) -> float:
+    text = metadata.pop("weight", "1")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) == 0:
+        raise ConfigError(f"{path}: weight = {text} must be a number above 0; 1 is usual")
     return float(text)
 
 

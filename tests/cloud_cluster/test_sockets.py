@@ -98,14 +98,15 @@ def test_sending_to_nobody_is_an_answer_not_an_exception() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    require_loopback(host, insecure=False)
+    require_loopback(host, keys=False, insecure=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "*"])
 def test_other_addresses_are_refused_unless_asked_for(host: str) -> None:
-    with pytest.raises(ConfigError, match=f"(?s){host.replace('*', '.')}.*insecure"):
-        require_loopback(host, insecure=False)
-    require_loopback(host, insecure=True)
+    with pytest.raises(ConfigError, match=f"(?s){host.replace('*', '.')}.*gateway.keys.*insecure"):
+        require_loopback(host, keys=False, insecure=False)
+    require_loopback(host, keys=False, insecure=True)
+    require_loopback(host, keys=True, insecure=False)
 
 
 def test_an_ipv6_address_is_bracketed() -> None:

@@ -92,7 +92,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
 def test_a_file_may_limit_its_device(tmp_path: Path) -> None:
     path = listing(
         tmp_path / "cam.key",
-        "    name = a cam\n    max_in_flight = 8\n    max_in_flight_bytes = 16000000\n    max_per_s = 2.5\n",
+        "    name = a cam\n    max_in_flight = 8\n    max_in_flight_bytes = 16000000\n    weight = 2.5\n",
     )
     assert read_public(path) == PublicKey("cam", PUBLIC, 8, 16_000_000, 2.5)
 
@@ -104,10 +104,10 @@ def test_a_file_may_limit_its_device(tmp_path: Path) -> None:
         ("    max_in_flight = 0\n", "max_in_flight = 0 must be a whole number"),
         ("    max_in_flight = many\n", "must be a whole number"),
         ("    max_in_flight_bytes = 1.5\n", "must be a whole number"),
-        ("    max_per_s = 0\n", "must be a number above 0"),
-        ("    max_per_s = nan\n", "must be a number above 0"),
-        ("    max_per_s = 1\n    max_per_s = 2\n", "line 3, gives max_per_s again"),
-        ("max_per_s = 1\n", "line 2, is not an indented"),
+        ("    weight = 0\n", "must be a number above 0"),
+        ("    weight = nan\n", "must be a number above 0"),
+        ("    weight = 1\n    weight = 2\n", "line 3, gives weight again"),
+        ("weight = 1\n", "line 2, is not an indented"),
         ("    what is this\n", "line 2, is neither"),
     ],
 )

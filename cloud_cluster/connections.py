@@ -1,0 +1,88 @@
+"""Ending one peer's connection, for which ZeroMQ has no call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket as sockets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from shared.errors import SutureError
+
+__all__ = ["Connection", "Eviction"]
+
+# Long enough for the last words to leave.
+_FAREWELL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The TCP connection that a message came over."""
+
+    fd: int
+    peer: Any
+
+    @classmethod
+    def of(cls, frame: zmq.Frame) -> Connection | None:
+        """None when it is closed by now, or when this libzmq does not tell."""
+        try:
+            fd = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return None
+        with contextlib.suppress(OSError), _duplicate(fd) as connection:
+            return cls(fd, connection.getpeername())
+        return None
+
+    def cut(self) -> None:
+        """Shut it down, so that ZeroMQ finds it closed by the peer; nothing if it is gone already.
+
+        A descriptor is reused as soon as it is closed: by its peer's address and port it is known whether
+        it still is this connection.
+        """
+        with contextlib.suppress(OSError), _duplicate(self.fd) as connection:
+            if connection.getpeername() == self.peer:
+                connection.shutdown(sockets.SHUT_RDWR)
+
+
+class Eviction:
+    """Tells a peer why it must leave, once, and cuts its connection a moment later."""
+
+    def __init__(self, tell: Callable[[bytes, SutureError], None]) -> None:
+        self._tell = tell
+        self._leaving: dict[bytes, asyncio.TimerHandle] = {}
+
+    def evict(self, identity: bytes, connection: Connection | None, error: SutureError) -> None:
+        if identity in self._leaving:
+            return
+        self._tell(identity, error)
+        self._leaving[identity] = asyncio.get_running_loop().call_later(
+            _FAREWELL_S, self._cut, identity, connection
+        )
+
+    def close(self) -> None:
+        for handle in self._leaving.values():
+            handle.cancel()
+        self._leaving.clear()
+
+    def _cut(self, identity: bytes, connection: Connection | None) -> None:
+        del self._leaving[identity]
+        if connection is not None:
+            connection.cut()
+
+
+@contextlib.contextmanager
+def _duplicate(fd: int) -> Any:
+    """The descriptor as a socket of Python's, whose closing leaves ZeroMQ's open."""
+    duplicate = os.dup(fd)
+    try:
+        connection = sockets.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+    with connection:
+        yield connection
