@@ -32,6 +32,9 @@ _READ_BYTES = 65_536
 # Small, so that little waits in the kernel between the sender's own buffer, which is the sender's
 # affair, and the link's queue.  Seen to carry over 2 Gbps on loopback.
 _RECEIVE_BUFFER_BYTES = 16_384
+# The segments of an Ethernet: loopback's own of 64 kB are larger than that window, and a sender that may
+# not fill a segment waits for an acknowledgement that its peer is in no hurry to give.
+_SEGMENT_BYTES = 1448
 _MIN_QUEUE_BYTES = 16_384
 _MAX_QUEUE_BYTES = 4 * 2**20
 # SO_LINGER: close at once with a reset, as a broken link looks; or close after the last byte.
@@ -265,6 +268,7 @@ class LinkRelay:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT_BYTES)
         device, gateway = _End(near, self._up, True), _End(far, self._down, False)
         device.other, gateway.other = gateway, device
         self._ends |= {device, gateway}
@@ -348,6 +352,7 @@ class LinkRelay:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Set before listening, because accepted sockets inherit it with their window.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT_BYTES)
             listener.setblocking(False)
             try:
                 listener.bind(("127.0.0.1", port))

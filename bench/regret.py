@@ -240,11 +240,13 @@ class _Taken:
     ms: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
+    took: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         predicted = result.decision["predicted"]
         self.ms.append(result.latency_ms)
         self.errors.append(result.decision["predicted_ms"] / result.latency_ms - 1)
+        self.took.append({name: round(ms, 2) for name, ms in result.breakdown.items() if ms > 0.01})
         for name in predicted:
             self.stages.setdefault(name, []).append(predicted[name] - result.breakdown.get(name, 0.0))
 
@@ -445,6 +447,7 @@ def _plain(taken: _Taken) -> dict[str, Any]:
     return {
         "ms": [round(ms, 3) for ms in taken.ms],
         "error": [round(error, 4) for error in taken.errors],
+        "breakdown": taken.took,
         "predicted_less_measured_ms": {
             name: round(statistics.median(values), 3) for name, values in taken.stages.items() if any(values)
         },

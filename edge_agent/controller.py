@@ -135,9 +135,13 @@ class Controller:
 
     def on_span(self, span_bytes: int, span_ms: float, now_ms: float) -> None:
         """The arrival span of a probe or of a request's payload, as the gateway reported it."""
+        before_bps, measured = self._link.uplink_bps, self._link.measured
         if self._link.on_span(span_bytes, span_ms, now_ms):
-            self._probes.on_sample(now_ms)
+            sample_bps = span_bytes * 8000.0 / span_ms
+            self._probes.on_sample(sample_bps, before_bps if measured else sample_bps, now_ms)
             self._solve_all(now_ms)
+        else:
+            self._probes.on_hint(span_bytes, span_ms, before_bps)
 
     def on_rtt(self, rtt_ms: float, now_ms: float) -> None:
         """The round trip of a small ping.  Leave out pings that were sent behind a payload of ours: they
@@ -187,13 +191,16 @@ class Controller:
         uplink's span goes to :meth:`on_span` as well; here it counts for the prediction error only.
         """
         model = self._model(decision.model)
-        model.corrections.observe(decision, measured, now_ms)
+        downloaded = False
+        if Stage.NETWORK in measured and not decision.is_local:
+            result_bytes = round(float(decision.rows.result_bytes[decision.row]) * decision.conditions.batch)
+            crossing_ms = measured[Stage.NETWORK] + measured.get(Stage.DOWNLINK, 0.0)
+            explained_ms = decision.conditions.rtt_ms + model.corrections.network_ms(now_ms)
+            downloaded = self._link.on_download(result_bytes, crossing_ms - explained_ms)
+        model.corrections.observe(decision, measured, now_ms, downloaded=downloaded)
         if Stage.CLOUD in measured and not decision.is_local:
             cloud_ms = measured[Stage.CLOUD] + measured.get(Stage.DECODE, 0.0)
             model.on_answered(sum(measured.values()), cloud_ms, now_ms)
-            crossing_ms = measured.get(Stage.NETWORK, 0.0) + measured.get(Stage.DOWNLINK, 0.0)
-            result_bytes = float(decision.rows.result_bytes[decision.row]) * decision.conditions.batch
-            self._link.on_download(round(result_bytes), crossing_ms - decision.conditions.rtt_ms)
         self._solve([model], now_ms)
 
     def on_overdue(self, decision: Decision, elapsed_ms: float, now_ms: float, queued_bytes: int = 0) -> None:

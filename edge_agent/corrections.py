@@ -83,9 +83,17 @@ class Corrections:
         self._overhead = _Amount("device")
         self._errors: deque[float] = deque(maxlen=64)
 
-    def observe(self, decision: Decision, measured: Mapping[Stage, float], now_ms: float) -> None:
+    def observe(
+        self,
+        decision: Decision,
+        measured: Mapping[Stage, float],
+        now_ms: float,
+        *,
+        downloaded: bool = False,
+    ) -> None:
         """Learn from one finished request.  A stage that is missing from ``measured`` teaches nothing;
-        ``overhead`` is there when the stages sum to the whole latency."""
+        ``overhead`` is there when the stages sum to the whole latency.  ``downloaded`` when the way back
+        has measured the downlink: it is then not charged to the network a second time."""
         conditions = decision.conditions
         for stage, factor in self._factors.items():
             base = float(decision.rows.columns[POSITION[stage], decision.row]) * conditions.batch
@@ -96,7 +104,7 @@ class Corrections:
         overhead = measured.get(Stage.OVERHEAD, 0.0)
         if decision.is_local:
             self._overhead.add(overhead, now_ms)
-        elif Stage.NETWORK in measured:
+        elif Stage.NETWORK in measured and not downloaded:
             explained = conditions.rtt_ms + decision.predicted[Stage.DOWNLINK] + self.overhead_ms(now_ms)
             crossing = measured[Stage.NETWORK] + measured.get(Stage.DOWNLINK, 0.0) + overhead
             self._network.add(crossing - explained, now_ms)

@@ -100,6 +100,7 @@ class Tracker:
 class LinkEstimate:
     """The link as estimated at one time.
 
+    Only large results measure the downlink: until the next one it is taken to move as the uplink moves.
     Ages are those of the newest sample, ``inf`` before the first; spreads are shares of the value that
     grow with the age.  ``measured`` is false while the uplink is an assumption; ``bounded`` is true when
     it is an upper bound inferred from a payload that did not get through in time.
@@ -125,10 +126,16 @@ class LinkEstimator:
         self._rtt = Tracker(max(assumed_rtt_ms, _LEAST_RTT_MS), _LEAST_RTT_MS, _MOST_RTT_MS)
         self._uplink_ms = self._rtt_ms = -math.inf
         self._measured = self._downlink_measured = self._bounded = False
+        self._uplink_at_download = self._uplink.value
 
     @property
     def uplink_bps(self) -> float:
         return self._uplink.value
+
+    @property
+    def measured(self) -> bool:
+        """Whether the uplink rests on samples of this connection, and not on an assumption."""
+        return self._uplink.samples > 0
 
     def on_span(self, span_bytes: int, span_ms: float, now_ms: float) -> bool:
         """A payload's size and the span in which it arrived.  Returns whether it says anything: spans of
@@ -159,6 +166,7 @@ class LinkEstimator:
         if received_bytes < MIN_SPAN_BYTES or not elapsed_ms > 0:
             return False
         self._downlink.add(received_bytes * 8000.0 / elapsed_ms)
+        self._uplink_at_download = self._uplink.value
         self._downlink_measured = True
         return True
 
@@ -176,11 +184,12 @@ class LinkEstimator:
     def estimate(self, now_ms: float) -> LinkEstimate:
         uplink_age, rtt_age = now_ms - self._uplink_ms, now_ms - self._rtt_ms
         uplink = self._uplink.value
+        downlink = self._downlink.value * uplink / self._uplink_at_download
         return LinkEstimate(
             uplink_bps=uplink,
             uplink_age_ms=uplink_age,
             uplink_spread=self._uplink.spread + uplink_age / _SPREAD_AGE_MS,
-            downlink_bps=self._downlink.value if self._downlink_measured else uplink,
+            downlink_bps=downlink if self._downlink_measured else uplink,
             rtt_ms=self._rtt.value,
             rtt_age_ms=rtt_age,
             rtt_spread=self._rtt.spread + rtt_age / _SPREAD_AGE_MS,

@@ -472,6 +472,23 @@ def test_an_answer_ends_the_series_of_refusals() -> None:
     assert decide(world).place != "device"
 
 
+def test_a_slower_way_back_is_the_downlinks_and_is_charged_once() -> None:
+    graph = chain([150_528] + [2_000] * (UNITS - 1) + [50_000])
+    world = World(planned=True)
+    world.controller.add_model("net", graph, profile_of(graph, [20.0] * UNITS), 0.0)
+    world.connect()
+    for uplink_bps in (50e6, 12e6):
+        world.uplink_bps = uplink_bps
+        world.controller.pin("net", 0)
+        for _ in range(6):
+            world.request()
+        world.controller.unpin("net")
+        truth = latency_ms(world.controller.rows("net"), world.true_conditions())
+        decision = decide(world)
+        assert not decision.is_local
+        assert decision.predicted_ms == pytest.approx(float(truth[decision.row]), rel=0.03)
+
+
 # -- probes
 
 
@@ -507,6 +524,51 @@ def test_probes_stay_within_one_percent_of_the_link() -> None:
             world.controller.on_span(size, size * 8000 / world.uplink_bps, world.now_ms)
     saved_up = 6 * 32_768
     assert 0.5 * 0.01 * 0.25e6 * 3600 < sent <= 0.01 * 0.25e6 * 3600 + saved_up
+
+
+def _probe(world: World, burst_bytes: int = 1500) -> int:
+    """One heartbeat: the probe that is wanted, as a link that lets ``burst_bytes`` through at once carries
+    it.  Its bytes."""
+    world.now_ms += 100
+    world.report()
+    size = world.controller.wants_probe(world.now_ms)
+    if size:
+        world.controller.on_probe_sent(size, world.now_ms)
+        span_ms = max(size - burst_bytes, 0) * 8000 / world.uplink_bps + 0.05
+        world.controller.on_span(size, span_ms, world.now_ms)
+    return size
+
+
+@pytest.mark.parametrize("faster_bps", [4e6, 100e6])
+def test_a_slow_link_that_gets_fast_is_noticed_by_small_hints(faster_bps: float) -> None:
+    world = World(uplink_bps=0.5e6).connect()
+    while world.now_ms < 300_000:  # what was saved for the first minute is spent
+        _probe(world)
+    assert decide(world).place == "device"
+    world.uplink_bps = faster_bps
+    changed_ms = world.now_ms
+    sent = 0
+    while not 0.5 < world.controller.link(world.now_ms).uplink_bps / faster_bps < 2:
+        sent += _probe(world)
+        assert world.now_ms < changed_ms + 25_000
+    assert sent <= 4 * 32_768
+
+
+def test_a_bursty_slow_link_is_not_hinted_beyond_the_budget() -> None:
+    world = World(uplink_bps=0.5e6).connect()
+    while world.now_ms < 60_000:
+        _probe(world)
+    sent = sum(_probe(world, burst_bytes=4000) for _ in range(36_000))
+    assert sent <= 0.01 * 0.75e6 / 8 * 3600 + 3 * 32_768  # what the bursts make of 0.5 Mbps
+
+
+def test_an_estimate_that_is_surprised_at_every_sample_still_keeps_the_budget() -> None:
+    world = World(uplink_bps=2e6).connect()
+    rng, sent = random.Random(3), 0
+    for _ in range(36_000):
+        world.uplink_bps = 2e6 * math.exp(rng.uniform(-1.5, 1.5))
+        sent += _probe(world)
+    assert sent <= 0.01 * 2e6 * math.exp(1.5) / 8 * 3600 + 9 * 32_768
 
 
 def test_traffic_that_measures_the_link_makes_probes_needless() -> None:

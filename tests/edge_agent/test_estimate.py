@@ -186,3 +186,17 @@ def test_a_tracker_clips_to_its_range() -> None:
     tracker = Tracker(1.0, 0.1, 10.0)
     tracker.add(5000.0)
     assert tracker.value == pytest.approx(10.0)
+
+
+def test_the_downlink_moves_as_the_uplink_until_it_is_measured_again() -> None:
+    link = LinkEstimator(10e6, 20.0)
+    for _ in range(4):
+        link.on_span(100_000, 100_000 * 8000 / 20e6, 0.0)
+        link.on_download(50_000, 50_000 * 8000 / 40e6)
+    assert link.estimate(0.0).downlink_bps == pytest.approx(40e6)
+    for _ in range(3):
+        link.on_span(100_000, 100_000 * 8000 / 5e6, 0.0)
+    assert link.estimate(0.0).downlink_bps == pytest.approx(10e6, rel=0.01)
+    for _ in range(3):
+        link.on_download(50_000, 50_000 * 8000 / 60e6)
+    assert link.estimate(0.0).downlink_bps == pytest.approx(60e6, rel=0.01)
