@@ -486,7 +486,7 @@ def test_a_slower_way_back_is_the_downlinks_and_is_charged_once() -> None:
         truth = latency_ms(world.controller.rows("net"), world.true_conditions())
         decision = decide(world)
         assert not decision.is_local
-        assert decision.predicted_ms == pytest.approx(float(truth[decision.row]), rel=0.03)
+        assert decision.predicted_ms == pytest.approx(float(truth[decision.row]), rel=0.05)
 
 
 # -- probes
