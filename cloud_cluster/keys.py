@@ -94,7 +94,7 @@ class DeviceList:
         return before
 
     def _signatures(self) -> dict[str, tuple[int, ...]]:
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         with os.scandir(self.directory) as entries:
             for entry in entries:
                 if entry.name.endswith(PUBLIC_SUFFIX):
@@ -116,6 +116,8 @@ class Doorkeeper:
 
     def __init__(self, config: GatewayKeysConfig) -> None:
         self._pair = read_secret(config.secret)
+        if zmq.curve_public(self._pair.secret.encode()).decode() != self._pair.public:
+            raise ConfigError(f"the two halves in {config.secret} are not of one pair; make a new one")
         self._replicas = read_public_of(config.replicas).key
         self._devices = DeviceList(config.devices)
         self._told: dict[str, None] = {}

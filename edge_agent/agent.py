@@ -22,6 +22,7 @@ from edge_agent.controller import Controller
 from edge_agent.decision import Decision
 from edge_agent.estimate import MIN_SPAN_BYTES
 from edge_agent.goals import constraints_of, objective_of, power_of, requested_objective
+from edge_agent.keys import LinkKeys
 from edge_agent.link import CloudLink
 from edge_agent.listener import LinkState
 from edge_agent.local_api import LocalApi
@@ -106,6 +107,8 @@ class EdgeAgent:
         return cls(config, runner_factory=runner_factory, serve=serve, progress=progress)
 
     async def __aenter__(self) -> EdgeAgent:
+        if self.config.cloud.keys is not None:
+            LinkKeys.load(self.config.cloud.keys)  # a mistake in the keys shows before anything takes time
         async with AsyncExitStack() as stack:
             self.runner = self._runner_factory(self.config.device, self.config.threads)
             stack.push_async_callback(self.runner.close)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import zmq
 
+from edge_agent.keys import LinkKeys
 from edge_agent.listener import LinkListener, LinkState
 from edge_agent.session import Session
 from shared.config import CloudLinkConfig
@@ -18,7 +19,10 @@ __all__ = ["CloudLink", "LinkListener", "LinkState"]
 
 
 class CloudLink:
-    """Keeps one session with the gateway alive; :meth:`run` is its only task."""
+    """Keeps one session with the gateway alive; :meth:`run` is its only task.
+
+    Raises ConfigError when the configured keys cannot be read.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class CloudLink:
         self.first_contact = asyncio.Event()
         """Set once it is known whether the gateway answers."""
         self._config = config
+        self._keys = LinkKeys.load(config.keys) if config.keys is not None else None
         self._hello = hello
         self._listener = listener
         self._limits = limits or WireLimits()
@@ -47,7 +52,13 @@ class CloudLink:
         try:
             while True:
                 self._session = Session(
-                    self._context, self._config, self._hello, self._listener, self._enter, self._limits
+                    self._context,
+                    self._config,
+                    self._hello,
+                    self._listener,
+                    self._enter,
+                    self._limits,
+                    self._keys,
                 )
                 try:
                     was_online, state, reason = await self._session.run()

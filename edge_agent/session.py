@@ -15,11 +15,12 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
+from edge_agent.keys import HANDSHAKE_FAILURES, LinkKeys, refusal
 from edge_agent.listener import LinkListener, LinkState
 from edge_agent.load_feed import LoadFeed, reachable
 from edge_agent.silence import Silence
 from shared.config import CloudLinkConfig
-from shared.errors import ProtocolError, SutureError, UnavailableError
+from shared.errors import AuthError, ProtocolError, SutureError, UnavailableError
 from shared.wire import Buffer, WireLimits, decode_message, encode_message, error_from_reply
 from shared.wire.messages import Announce, Card, Hello, LoadReport, MessageType, Ping, Pong
 
@@ -48,8 +49,10 @@ class Session:
         listener: LinkListener,
         enter: Callable[[LinkState, str], None],
         limits: WireLimits,
+        keys: LinkKeys | None = None,
     ) -> None:
         self._config = config
+        self._keys = keys
         self._hello = hello
         self._listener = listener
         self._enter = enter
@@ -66,11 +69,11 @@ class Session:
 
         self._socket = context.socket(zmq.DEALER)
         _set_up(self._socket, config, limits)
+        if keys is not None:
+            keys.apply(self._socket)
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | HANDSHAKE_FAILURES
             | zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_DISCONNECTED
         )
@@ -88,7 +91,7 @@ class Session:
                 self._monitor_inbox.failure,
             ]
             if self._feed is not None:
-                watched.append(self._feed.failure)
+                watched.extend(self._feed.failures)
             timeout_s = max(min(self._beat_ms, self.silence.lost_ms()) - now_ms(), 0.0) / 1000.0
             done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
@@ -176,7 +179,8 @@ class Session:
     # events
 
     def _on_monitor(self, frames: list[memoryview]) -> None:
-        event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
+        message = parse_monitor_message([bytes(frame) for frame in frames])
+        event = message["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._shaken = True
             self._say_hello()
@@ -185,7 +189,7 @@ class Session:
         elif event == zmq.EVENT_DISCONNECTED:
             self._end(LinkState.OFFLINE, f"{self._config.gateway} closed the connection")
         else:
-            self._end(LinkState.REFUSED, f"{self._config.gateway} refused the handshake")
+            self._end(*refusal(self._config.gateway, event, int(message["value"]), self._keys))
 
     def _on_frames(self, frames: list[memoryview]) -> None:
         self.silence.heard_ms = now_ms()
@@ -224,7 +228,9 @@ class Session:
             self._listener.on_span(pong.span_bytes, pong.span_ms)
 
     def _on_error(self, request_id: int, error: SutureError) -> None:
-        if request_id < _FIRST_CONTROL_ID and self._was_online:
+        if isinstance(error, AuthError):
+            self._end(LinkState.REFUSED, f"{self._config.gateway} refuses this agent: {error}")
+        elif request_id < _FIRST_CONTROL_ID and self._was_online:
             self.silence.answered(request_id)
             self._listener.on_refusal(request_id, error)
         else:
@@ -251,7 +257,7 @@ class Session:
             self._feed = None
         if endpoint:
             self._feed = LoadFeed(
-                self._context, endpoint, self._on_load, partial(self._end, LinkState.REFUSED)
+                self._context, endpoint, self._on_load, partial(self._end, LinkState.REFUSED), self._keys
             )
 
     def _on_load(self, report: LoadReport) -> None:
