@@ -290,8 +290,10 @@ class ServedModelConfig(ModelSource):
     num_cpus: float = Field(default=0.5, gt=0, description="what Ray reserves for one replica")
     num_gpus: float = Field(default=0.0, ge=0)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    threads: int = Field(default=1, ge=1, description="torch threads of one replica")
-    credits: int = Field(default=2, ge=1, description="requests that a replica holds at once")
+    threads: int | None = Field(default=None, ge=1, description="torch threads; None: the whole of num_cpus")
+    credits: int = Field(default=2, ge=1, description="requests that a replica holds at once, or more")
+    max_batch: int = Field(default=8, ge=1, le=256, description="samples that may run together; 1: never")
+    precision: Literal["float32", "float16", "auto"] = "float32"
     max_queue: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
@@ -304,6 +306,17 @@ class ServedModelConfig(ModelSource):
     def label(self) -> str:
         """The name, and the version where there is one."""
         return f"{self.name}@{self.version}" if self.version else self.name
+
+    @model_validator(mode="after")
+    def _half_on_cuda_only(self) -> ServedModelConfig:
+        if self.precision == "float16" and self.device == "cpu":
+            raise ValueError("precision float16 needs device: cuda; on a CPU it is slower and less exact")
+        return self
+
+    @property
+    def torch_threads(self) -> int:
+        """At least one, and no more than Ray reserves cpus for."""
+        return self.threads or max(int(self.num_cpus), 1)
 
     @property
     def first_replicas(self) -> int:
