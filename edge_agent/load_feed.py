@@ -1,9 +1,10 @@
-"""The gateway's load feed: one frame per report, of which only the newest counts."""
+"""The load feeds of the gateways: one frame per report, of which only the newest counts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from shared.errors import ProtocolError
 from shared.wire import WireLimits, decode_message
 from shared.wire.messages import LoadReport
 
-__all__ = ["LoadFeed", "reachable"]
+__all__ = ["LoadFeed", "LoadFeeds", "reachable"]
 
 _LIMITS = WireLimits(max_message_bytes=2**20)
 
@@ -44,6 +45,10 @@ class LoadFeed:
         self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _LIMITS.max_message_bytes)
+        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        # A subscriber sends nothing, and would never notice that the other side has vanished.
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         self._socket.subscribe(b"")
         if keys is not None:
             keys.apply(self._socket)
@@ -84,6 +89,52 @@ class LoadFeed:
             return
         if isinstance(header, LoadReport):
             self._on_report(header)
+
+
+class LoadFeeds:
+    """Those of all gateways, as far as they are known.
+
+    ``on_report`` and ``on_bad`` are told the endpoint first; a feed that is none is followed no longer.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        on_report: Callable[[str, LoadReport], None],
+        on_bad: Callable[[str, str], None],
+        keys: LinkKeys | None = None,
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._on_report = on_report
+        self._on_bad = on_bad
+        self._feeds: dict[str, LoadFeed] = {}
+
+    @property
+    def failures(self) -> list[asyncio.Future[None]]:
+        return [failure for feed in self._feeds.values() for failure in feed.failures]
+
+    def follow(self, endpoints: Iterable[str]) -> None:
+        """These and no others, without a gap for those that are followed already."""
+        wanted = dict.fromkeys(endpoint for endpoint in endpoints if endpoint)
+        for endpoint in [each for each in self._feeds if each not in wanted]:
+            self._feeds.pop(endpoint).close()
+        for endpoint in wanted:
+            if endpoint not in self._feeds:
+                self._feeds[endpoint] = LoadFeed(
+                    self._context,
+                    endpoint,
+                    partial(self._on_report, endpoint),
+                    partial(self._drop, endpoint),
+                    self._keys,
+                )
+
+    def close(self) -> None:
+        self.follow(())
+
+    def _drop(self, endpoint: str, reason: str) -> None:
+        self._feeds.pop(endpoint).close()
+        self._on_bad(endpoint, reason)
 
 
 def reachable(endpoint: str, gateway: str) -> str:

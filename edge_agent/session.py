@@ -7,9 +7,10 @@ before an outage is delivered after it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -17,14 +18,16 @@ from zmq.utils.monitor import parse_monitor_message
 from edge_agent.inbox import Inbox, send_now
 from edge_agent.keys import HANDSHAKE_FAILURES, LinkKeys, refusal
 from edge_agent.listener import LinkListener, LinkState
-from edge_agent.load_feed import LoadFeed, reachable
+from edge_agent.load_feed import LoadFeeds, reachable
 from edge_agent.silence import Silence
 from shared.config import CloudLinkConfig
 from shared.errors import AuthError, ProtocolError, SutureError, UnavailableError
 from shared.wire import Buffer, WireLimits, decode_message, encode_message, error_from_reply
 from shared.wire.messages import Announce, Card, Hello, LoadReport, MessageType, Ping, Pong
 
-__all__ = ["Session"]
+__all__ = ["Session", "now_ms"]
+
+log = logging.getLogger("suture.agent")
 
 _FIRST_CONTROL_ID = 2**63
 """Request ids from here on belong to hellos and heartbeats."""
@@ -38,24 +41,43 @@ def now_ms() -> float:
     return asyncio.get_running_loop().time() * 1000.0
 
 
+class Cluster(Protocol):
+    """What a session tells those who choose between gateways."""
+
+    def enter(self, state: LinkState, reason: str) -> None: ...
+
+    def on_card(self, card: Card) -> None:
+        """Before the listener is told."""
+
+    def on_feed(self, feed: str) -> None:
+        """There was a report on this load feed."""
+
+
 class Session:
-    """One socket's life.  ``enter`` is told of every change of state as it happens."""
+    """One socket's life.  ``cluster`` is told of every change of state as it happens.
+
+    The session ends when the gateway has not answered HELLO within ``patience_ms``.
+    """
 
     def __init__(
         self,
         context: zmq.Context[Any],
         config: CloudLinkConfig,
+        endpoint: str,
         hello: Hello,
         listener: LinkListener,
-        enter: Callable[[LinkState, str], None],
+        cluster: Cluster,
         limits: WireLimits,
         keys: LinkKeys | None = None,
+        *,
+        patience_ms: float = math.inf,
     ) -> None:
+        self.endpoint = endpoint
         self._config = config
         self._keys = keys
         self._hello = hello
         self._listener = listener
-        self._enter = enter
+        self._cluster = cluster
         self._limits = limits
         self._context = context
         self._ended: asyncio.Future[tuple[LinkState, str]] = asyncio.get_running_loop().create_future()
@@ -65,10 +87,11 @@ class Session:
         self._shaken = False
         self._hello_sent_ms: float | None = None
         self._beat_ms = now_ms()
+        self._card_due_ms = self._beat_ms + patience_ms
         self.silence = Silence(config.heartbeat_ms, config.heartbeat_timeout_ms, self._beat_ms)
 
         self._socket = context.socket(zmq.DEALER)
-        _set_up(self._socket, config, limits)
+        _set_up(self._socket, config, endpoint, limits)
         if keys is not None:
             keys.apply(self._socket)
         self._monitor = self._socket.get_monitor_socket(
@@ -79,8 +102,10 @@ class Session:
         )
         self._monitor_inbox = Inbox(self._monitor, self._on_monitor)
         self._inbox = Inbox(self._socket, self._on_frames)
-        self._feed: LoadFeed | None = None
-        self._socket.connect(config.gateway)
+        self._gateway = ""
+        self._own_feed = ""
+        self._feeds = LoadFeeds(context, self._on_load, self._on_bad_feed, keys)
+        self._socket.connect(endpoint)
 
     async def run(self) -> tuple[bool, LinkState, str]:
         """Until the session ends: whether it ever was online, and why it ended."""
@@ -89,9 +114,8 @@ class Session:
                 self._ended,
                 self._inbox.failure,
                 self._monitor_inbox.failure,
+                *self._feeds.failures,
             ]
-            if self._feed is not None:
-                watched.extend(self._feed.failures)
             timeout_s = max(min(self._beat_ms, self.silence.lost_ms()) - now_ms(), 0.0) / 1000.0
             done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
@@ -108,8 +132,7 @@ class Session:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
-        if self._feed is not None:
-            self._feed.close()
+        self._feeds.close()
 
     def send(self, header: Any, payloads: Sequence[Buffer] = (), request_id: int = 0) -> bool:
         sent = send_now(self._socket, encode_message(header, payloads, request_id=request_id))
@@ -147,19 +170,21 @@ class Session:
     def _on_time(self, now: float) -> None:
         if now >= self.silence.lost_ms():
             silent_ms = now - self.silence.heard_ms
-            self._end(LinkState.OFFLINE, f"nothing heard from {self._config.gateway} for {silent_ms:.0f} ms")
+            self._end(LinkState.OFFLINE, f"nothing heard from {self.endpoint} for {silent_ms:.0f} ms")
             return
         if now < self._beat_ms:
             return
         self._beat_ms = now + self._config.heartbeat_ms
         if self._hello_sent_ms is None:
-            if self._shaken:
+            if now >= self._card_due_ms:
+                self._end(LinkState.OFFLINE, f"nothing answers at {self.endpoint}")
+            elif self._shaken:
                 self._say_hello()
             return  # else not connected, and ZeroMQ goes on dialling
         if not self._was_online:
             patience_ms = _CARD_TIMEOUTS * max(self._config.heartbeat_timeout_ms, self._config.heartbeat_ms)
-            if now - self._hello_sent_ms > patience_ms:
-                self._end(LinkState.OFFLINE, f"{self._config.gateway} connects but does not answer HELLO")
+            if now > min(self._hello_sent_ms + patience_ms, self._card_due_ms):
+                self._end(LinkState.OFFLINE, f"{self.endpoint} connects but does not answer HELLO")
             return
         # A probe behind a payload would measure the payload.
         wanted = 0 if self.silence.unconfirmed_bytes else self._listener.probe_bytes()
@@ -174,7 +199,7 @@ class Session:
         if not self._ended.done():
             self._ended.set_result((state, reason))
             # At once, not when the task gets its turn: requests in flight are waiting for this.
-            self._enter(state, reason)
+            self._cluster.enter(state, reason)
 
     # events
 
@@ -185,11 +210,11 @@ class Session:
             self._shaken = True
             self._say_hello()
         elif event == zmq.EVENT_CONNECT_RETRIED:
-            self._enter(LinkState.OFFLINE, f"nothing answers at {self._config.gateway}")
+            self._end(LinkState.OFFLINE, f"nothing answers at {self.endpoint}")
         elif event == zmq.EVENT_DISCONNECTED:
-            self._end(LinkState.OFFLINE, f"{self._config.gateway} closed the connection")
+            self._end(LinkState.OFFLINE, f"{self.endpoint} closed the connection")
         else:
-            self._end(*refusal(self._config.gateway, event, int(message["value"]), self._keys))
+            self._end(*refusal(self.endpoint, event, int(message["value"]), self._keys))
 
     def _on_frames(self, frames: list[memoryview]) -> None:
         self.silence.heard_ms = now_ms()
@@ -198,7 +223,7 @@ class Session:
         try:
             message = decode_message(frames, self._limits)
         except ProtocolError as error:
-            self._end(LinkState.REFUSED, f"{self._config.gateway} sent what is no message: {error}")
+            self._end(LinkState.REFUSED, f"{self.endpoint} sent what is no message: {error}")
             return
         request_id = message.request_id
         if message.type is MessageType.PONG:
@@ -217,7 +242,7 @@ class Session:
         else:
             self._end(
                 LinkState.REFUSED,
-                f"{self._config.gateway} sent {message.type.name}, which is not for devices",
+                f"{self.endpoint} sent {message.type.name}, which is not for devices",
             )
 
     def _on_pong(self, request_id: int, pong: Pong) -> None:
@@ -229,43 +254,49 @@ class Session:
 
     def _on_error(self, request_id: int, error: SutureError) -> None:
         if isinstance(error, AuthError):
-            self._end(LinkState.REFUSED, f"{self._config.gateway} refuses this agent: {error}")
+            self._end(LinkState.REFUSED, f"{self.endpoint} refuses this agent: {error}")
         elif request_id < _FIRST_CONTROL_ID and self._was_online:
             self.silence.answered(request_id)
             self._listener.on_refusal(request_id, error)
         else:
             lost = isinstance(error, UnavailableError)  # a gateway that has started anew
             state = LinkState.OFFLINE if lost else LinkState.REFUSED
-            self._end(state, f"{self._config.gateway} does not know this agent: {error}")
+            self._end(state, f"{self.endpoint} does not know this agent: {error}")
 
     def _on_card(self, card: Card) -> None:
-        self._follow(self._config.load_feed or reachable(card.load_endpoint, self._config.gateway))
         if not self._was_online and self._hello_sent_ms is not None:
-            self.silence.rtt_ms = (
-                self.silence.heard_ms - self._hello_sent_ms
-            )  # until a heartbeat has measured it
+            # Until a heartbeat has measured it.
+            self.silence.rtt_ms = self.silence.heard_ms - self._hello_sent_ms
+        self._gateway = card.gateway
+        self._follow(card)
         self._was_online = True
-        self._enter(LinkState.ONLINE, f"{card.gateway} at {self._config.gateway}")
+        self._cluster.on_card(card)
+        self._cluster.enter(LinkState.ONLINE, f"{card.gateway} at {self.endpoint}")
         self._listener.on_card(card)
 
-    def _follow(self, endpoint: str) -> None:
-        """Subscribe to the load feed, unless it is the one already followed."""
-        if self._feed is not None:
-            if endpoint == self._feed.endpoint:
-                return
-            self._feed.close()
-            self._feed = None
-        if endpoint:
-            self._feed = LoadFeed(
-                self._context, endpoint, self._on_load, partial(self._end, LinkState.REFUSED), self._keys
-            )
+    def _follow(self, card: Card) -> None:
+        """Subscribe to the load feeds of this gateway and of all others, or to those of the configuration."""
+        feeds = self._config.load_feeds or [
+            reachable(feed, self.endpoint) for feed in (card.load_endpoint, *card.load_endpoints)
+        ]
+        self._own_feed = feeds[0]
+        self._feeds.follow(feeds)
 
-    def _on_load(self, report: LoadReport) -> None:
-        self.silence.feed_heard(now_ms())
+    def _on_load(self, feed: str, report: LoadReport) -> None:
+        if report.gateway == self._gateway:
+            self.silence.feed_heard(now_ms())
+        self._cluster.on_feed(feed)
         self._listener.on_load(report)
 
+    def _on_bad_feed(self, feed: str, reason: str) -> None:
+        if feed == self._own_feed:
+            self._end(LinkState.REFUSED, reason)
+        else:
+            log.warning("%s; what it would say of the load is not known", reason)
 
-def _set_up(socket: zmq.Socket[Any], config: CloudLinkConfig, limits: WireLimits) -> None:
+
+def _set_up(socket: zmq.Socket[Any], config: CloudLinkConfig, endpoint: str, limits: WireLimits) -> None:
+    socket.setsockopt(zmq.IPV6, "[" in endpoint)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a gateway that is not there
     socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)

@@ -195,9 +195,13 @@ class LinkKeysConfig(_Section):
 class CloudLinkConfig(_Section):
     """How the device reaches the cloud.  Without ``keys`` nothing is encrypted."""
 
-    gateway: str = "tcp://127.0.0.1:5555"
+    gateway: str | Annotated[list[str], Field(min_length=1, max_length=64)] = Field(
+        default="tcp://127.0.0.1:5555", description="or a list; a name stands for all of its addresses"
+    )
     keys: LinkKeysConfig | None = None
-    load_feed: str | None = Field(default=None, description="taken from the gateway's card when left out")
+    load_feed: str | list[str] | None = Field(
+        default=None, description="or a list; taken from the gateway's card when left out"
+    )
     heartbeat_ms: float = Field(default=100.0, gt=0)
     heartbeat_timeout_ms: float = Field(default=300.0, gt=0)
     reconnect_min_ms: float = Field(default=100.0, gt=0)
@@ -206,6 +210,15 @@ class CloudLinkConfig(_Section):
     probe_bytes: int = Field(default=32_768, ge=0, le=1_048_576, description="0 turns active probes off")
     assumed_uplink_mbps: float = Field(default=10.0, gt=0, description="until the first measurement")
     assumed_rtt_ms: float = Field(default=20.0, ge=0, description="until the first measurement")
+
+    @property
+    def gateways(self) -> list[str]:
+        return [self.gateway] if isinstance(self.gateway, str) else self.gateway
+
+    @property
+    def load_feeds(self) -> list[str]:
+        """Empty when they are to be taken from the gateway's card."""
+        return [self.load_feed] if isinstance(self.load_feed, str) else self.load_feed or []
 
 
 def _default_socket() -> str:
@@ -350,6 +363,10 @@ class GatewayConfig(_Section):
     max_devices: int = Field(default=1024, ge=1)
     max_in_flight: int = Field(default=32, ge=1, description="per device")
     max_in_flight_bytes: int = Field(default=64 * 2**20, ge=1, description="per device")
+    max_bytes: int = Field(default=2**30, ge=1, description="of all admitted requests of this gateway")
+    max_parked_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="of all messages that have not arrived whole, per port"
+    )
     max_message_bytes: int = Field(default=32 * 2**20, ge=1)
     heartbeat_ms: float = Field(default=100.0, gt=0)
     heartbeat_timeout_ms: float = Field(default=300.0, gt=0)

@@ -127,7 +127,7 @@ class Card(Header, frozen=True, kw_only=True, omit_defaults=True):
     """Gateway to device: the answer to HELLO, and again whenever a card changes.
 
     ``gateways`` are the device endpoints of all gateways of the cluster, ``load_endpoints`` their load
-    feeds; a gateway that knows of no other leaves both empty.
+    feeds in the same order; a gateway that knows of no other leaves both empty.
     """
 
     gateway: Name

@@ -253,15 +253,15 @@ async def test_a_feed_that_falls_silent_too_takes_the_excuse_away() -> None:
         session = link._session
         assert session is not None
         report = LoadReport(gateway="fake", sequence=1, models=[])
-        session._on_load(report)
+        session._on_load(session._own_feed, report)
         await asyncio.sleep(0.01)
-        session._on_load(report)
+        session._on_load(session._own_feed, report)
         gateway.alive = False
         assert send(link, payload=bytes(100_000))  # 4 s at the estimated rate
         sent_ms = asyncio.get_running_loop().time() * 1000
         for _ in range(20):
             await asyncio.sleep(0.02)
-            session._on_load(report)
+            session._on_load(session._own_feed, report)
         assert link.online
         assert session.silence.lost_ms() >= session.silence._feed_heard_ms + 150.0
         await eventually(lambda: not link.online)  # the feed has ended
@@ -282,7 +282,7 @@ async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed
         gateway.alive = False
         assert send(link, payload=bytes(30_000))  # 2.4 ms at the estimated rate
         for _ in range(30):
-            session._on_load(report)
+            session._on_load(session._own_feed, report)
             await asyncio.sleep(0.02)  # four timeouts in all
         assert link.online
         gateway.alive = True
@@ -290,7 +290,7 @@ async def test_a_link_that_became_slower_than_thought_is_not_lost_while_the_feed
         assert link.online
 
         gateway.alive = False
-        session._on_load(report)
+        session._on_load(session._own_feed, report)
         assert session.send_ping(0)
         request_id, oldest = next(iter(session.silence._pings.items()))
         now = asyncio.get_running_loop().time() * 1000
