@@ -1,7 +1,8 @@
 """What a replica computes: tensors of a cut in, outputs of the network out.
 
-:class:`Executor` is all that :class:`cloud_cluster.tail.Tail` asks for, and knows no torch, so that the
-path around the computation can be driven with another one.  :func:`load_executor` makes the real one.
+:class:`BatchExecutor` is what :mod:`cloud_cluster.schedule` asks for; it knows no torch, so that the path
+around the computation can be driven with another one.  An :class:`Executor` is the least that will do: it
+takes one request at a time.  :func:`load_executor` makes the real one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from cloud_cluster.curves import BatchCurves
 from shared.wire import Buffer, Message
 from shared.wire.messages import TensorHeader
 
 if TYPE_CHECKING:
     from shared.config import ServedModelConfig
 
-__all__ = ["Executor", "Outcome", "load_executor"]
+__all__ = ["BatchExecutor", "Executor", "Job", "Outcome", "Work", "batching", "load_executor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Outcome:
     expected_ms: float = 0.0
 
 
+@runtime_checkable
 class Executor(Protocol):
     """One network on one replica.  ``unit_ms`` are the times of its units on the idle replica."""
 
@@ -53,7 +56,104 @@ class Executor(Protocol):
         ...
 
 
-def load_executor(model: ServedModelConfig, cache_dir: Path | None, repeats: int) -> Executor:
+@dataclass(slots=True, eq=False)
+class Job:
+    """What an INFER asks for, found to fit the network.
+
+    ``cut``, ``lead`` and ``batch`` as in :class:`cloud_cluster.batching.Pending`; ``body`` is the
+    executor's own.
+    """
+
+    cut: int
+    lead: Sequence[int]
+    batch: int
+    body: Any
+
+
+Work = Any
+"""One or more requests on their way through the network: the executor's own."""
+
+
+class BatchExecutor(Protocol):
+    """One network on one replica, run in steps, several requests at a time.
+
+    Every method raises a SutureError for whatever is wrong with a request; anything else is a defect
+    and ends the replica.  ``accept`` and ``decode`` may be called in a second thread, the rest in one.
+    """
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def unit_ms(self) -> Sequence[float]: ...
+
+    @property
+    def curves(self) -> BatchCurves:
+        """What the units take; at batch 1 that is ``unit_ms``."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """Samples that may run together."""
+        ...
+
+    def place_from(self, unit: int) -> int:
+        """The first place, not before ``unit``, at which requests may be joined; else the network's end."""
+        ...
+
+    def accept(self, message: Message) -> Job:
+        """Compare a request with the network; nothing is decoded yet."""
+        ...
+
+    def decode(self, job: Job) -> None:
+        """Make the job's payloads tensors."""
+        ...
+
+    def run(self, parts: Sequence[Job | Work], units: Sequence[int]) -> tuple[Work, float]:
+        """Run ``units`` for all ``parts`` as one, and how many ms it took.
+
+        A job is decoded and begins here.  Several parts stand at ``units[0]``, a place to join; they
+        cannot be used any more, also when this raises, but the jobs that they began with can.
+        """
+        ...
+
+    def finish(self, work: Work, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outputs of every job, in the order in which they were joined; with ``encode_ms`` only."""
+        ...
+
+
+def batching(executor: Executor | BatchExecutor) -> BatchExecutor:
+    """The executor itself, or one that has it take its requests one at a time."""
+    return _OneByOne(executor) if isinstance(executor, Executor) else executor
+
+
+class _OneByOne:
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.digest = executor.digest
+        self.unit_ms = executor.unit_ms
+        self.curves = BatchCurves.flat(executor.unit_ms)
+        self.max_batch = 1
+
+    def place_from(self, unit: int) -> int:
+        return self.curves.units
+
+    def accept(self, message: Message) -> Job:
+        units = self.curves.units
+        return Job(units, range(min(message.cut, units), units), 1, message)
+
+    def decode(self, job: Job) -> None:
+        """The executor decodes."""
+
+    def run(self, parts: Sequence[Job | Work], units: Sequence[int]) -> tuple[Work, float]:
+        (part,) = parts
+        return part, 0.0
+
+    def finish(self, work: Work, jobs: Sequence[Job]) -> list[Outcome]:
+        return [self._executor.execute(job.body) for job in jobs]
+
+
+def load_executor(model: ServedModelConfig, cache_dir: Path | None, repeats: int) -> BatchExecutor:
     """Load the network, fuse it, and measure its units.  Takes seconds; imports torch.
 
     To be called in the thread that will execute.  Raises UnknownModelError, CaptureError, BundleError, or

@@ -1,48 +1,72 @@
-"""The executor that runs the real network: decode, resume at the cut, run the tail, encode."""
+"""The executor that runs the real network: decode, resume at the cut or join others there, run, encode."""
 
 from __future__ import annotations
 
 import logging
-import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cloud_cluster.executor import Outcome
+from cloud_cluster.curves import BatchCurves
+from cloud_cluster.executor import Job, Outcome
+from cloud_cluster.joining import Arrived, Places, Running, advance, begin, find_places, join, outputs_of
+from cloud_cluster.measuring import first_samples, measured_curves
 from shared.codec import Codec, decode, encode
 from shared.config import ServedModelConfig
 from shared.errors import CodecError, InputMismatchError, ProtocolError, RefusedError
 from shared.graph import Cut, Graph, Program, load
-from shared.models import Model, resolve
-from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
+from shared.models import resolve
 from shared.tensor import TensorSpec
 from shared.wire import SET_CUT, Buffer, Message
-from shared.wire.messages import Infer, TensorHeader
+from shared.wire.messages import Infer
 
 __all__ = ["TorchExecutor"]
 
 log = logging.getLogger("suture.tail")
 
 
-class TorchExecutor:
-    """See :class:`cloud_cluster.executor.Executor`."""
+@dataclass(slots=True, eq=False)
+class _Body:
+    """``tensors`` once decoded; they are kept until the answer, in case the request has to begin again."""
 
-    def __init__(self, program: Program, unit_ms: Sequence[float], device: str = "cpu") -> None:
+    cut: Cut
+    infer: Infer
+    payloads: Sequence[Buffer]
+    specs: tuple[TensorSpec, ...]
+    reply_codec: Codec
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+class TorchExecutor:
+    """See :class:`cloud_cluster.executor.BatchExecutor`."""
+
+    def __init__(
+        self, program: Program, curves: BatchCurves, places: Places | None = None, max_batch: int = 1
+    ) -> None:
         self._program = program
         self._graph: Graph = program.graph
-        self._unit_ms = tuple(unit_ms)
-        self._device = torch.device(device)
+        self._places = places or Places((False,) * len(program.graph.cuts))
+        self._device = program.device
+        self.curves = curves
+        self.max_batch = max_batch
 
     @classmethod
     def load(cls, source: ServedModelConfig, cache_dir: Path | None, repeats: int) -> TorchExecutor:
-        """Resolve, fuse and profile; see :func:`cloud_cluster.executor.load_executor`."""
+        """Resolve, fuse and measure; see :func:`cloud_cluster.executor.load_executor`."""
         # Ray sets OMP_NUM_THREADS from the reserved cpus; the configured number is what counts.
-        torch.set_num_threads(source.threads)
+        torch.set_num_threads(source.torch_threads)
         model = resolve(source, cache_dir)
         program = load(model.captured, device=source.device, mode="fused")
-        return cls(program, _unit_ms(model, program, source, cache_dir, repeats), source.device)
+        sample = first_samples(program.graph, model.example)
+        places = find_places(program, sample) if source.max_batch > 1 else None
+        curves = measured_curves(
+            program, sample, source, cache_dir, repeats, source.max_batch if places else 1
+        )
+        return cls(program, curves, places, min(source.max_batch, curves.batches[-1]) if places else 1)
 
     @property
     def digest(self) -> str:
@@ -50,9 +74,12 @@ class TorchExecutor:
 
     @property
     def unit_ms(self) -> Sequence[float]:
-        return self._unit_ms
+        return self.curves.unit_ms[0]
 
-    def execute(self, message: Message) -> Outcome:
+    def place_from(self, unit: int) -> int:
+        return self._places.following(unit)
+
+    def accept(self, message: Message) -> Job:
         infer: Infer = message.header
         cut = self._cut(message.cut, infer)
         specs = self._checked_specs(cut, infer)
@@ -60,25 +87,60 @@ class TorchExecutor:
             reply_codec = Codec(infer.reply_codec)
         except ValueError as error:
             raise CodecError(f"reply codec {infer.reply_codec:#04x} is not known here") from error
+        reached = cut.index if cut.index >= 0 else cut.edge_units[-1] + 1
+        place = self._places.following(reached)
+        lead: Sequence[int] = range(reached, place)
+        if cut.index < 0:
+            lead = tuple(unit for unit in cut.cloud_units if unit < place)
+        return Job(place, lead, infer.batch, _Body(cut, infer, message.payloads, specs, reply_codec))
 
-        started = time.perf_counter()
-        tensors = [
+    def decode(self, job: Job) -> None:
+        body: _Body = job.body
+        body.tensors = [
             decode(header, payload, spec).to(self._device)
-            for header, payload, spec in zip(infer.tensors, message.payloads, specs, strict=True)
+            for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
         ]
-        decoded = time.perf_counter()
-        outputs = self._run(cut, tensors, infer.batch)
-        computed = time.perf_counter()
-        encoded: list[tuple[TensorHeader, Buffer]] = [
-            encode(outputs[slot], reply_codec, slot) for slot in self._graph.output_slots_of(cut)
+        body.payloads = ()
+
+    def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
+        began = time.perf_counter()
+        try:
+            running = self._together(parts, units)
+            advance(self._program, running, units)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except torch.OutOfMemoryError as error:
+            raise RefusedError(f"no memory on {self._device} for this request: {error}") from error
+        except (RuntimeError, IndexError) as error:
+            # Shapes and dtypes were right, so it is the values: a token that the vocabulary does not have.
+            raise InputMismatchError(f"{self._graph.name} cannot run on these values: {error}") from error
+        return running, (time.perf_counter() - began) * 1e3
+
+    def finish(self, work: Running, jobs: Sequence[Job]) -> list[Outcome]:
+        return [
+            self._encoded(job.body, outputs)
+            for job, outputs in zip(jobs, outputs_of(self._program, work), strict=True)
+        ]
+
+    def _together(self, parts: Sequence[Job | Running], units: Sequence[int]) -> Running:
+        standing = [
+            Arrived(part.body.cut, part.body.tensors, part.batch) if isinstance(part, Job) else part
+            for part in parts
+        ]
+        if len(standing) > 1:
+            return join(self._program, self._graph.cuts[units[0]], standing)
+        (only,) = standing
+        return begin(self._program, only) if isinstance(only, Arrived) else only
+
+    def _encoded(self, body: _Body, outputs: dict[int, torch.Tensor]) -> Outcome:
+        began = time.perf_counter()
+        encoded = [
+            encode(outputs[slot], body.reply_codec, slot) for slot in self._graph.output_slots_of(body.cut)
         ]
         return Outcome(
             tensors=[header for header, _ in encoded],
             payloads=[payload for _, payload in encoded],
-            decode_ms=(decoded - started) * 1e3,
-            compute_ms=(computed - decoded) * 1e3,
-            encode_ms=(time.perf_counter() - computed) * 1e3,
-            expected_ms=sum(self._unit_ms[unit] for unit in cut.cloud_units) * infer.batch,
+            encode_ms=(time.perf_counter() - began) * 1e3,
         )
 
     def _cut(self, index: int, infer: Infer) -> Cut:
@@ -106,58 +168,3 @@ class TorchExecutor:
                     f"not dtype {header.dtype} {header.shape}"
                 )
         return specs
-
-    def _run(self, cut: Cut, tensors: list[torch.Tensor], batch: int) -> dict[int, torch.Tensor]:
-        try:
-            state = self._program.resume(cut, tensors, batch)
-            self._program.run(state, cut.cloud_units)
-            outputs = dict(self._program.outputs(state))
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-        except torch.OutOfMemoryError as error:
-            raise RefusedError(f"no memory on {self._device} for this request: {error}") from error
-        except (RuntimeError, IndexError) as error:
-            # Shapes and dtypes were right, so it is the values: a token that the vocabulary does not have.
-            raise InputMismatchError(f"{self._graph.name} cannot run on these values: {error}") from error
-        return outputs
-
-
-def _unit_ms(
-    model: Model, program: Program, source: ServedModelConfig, cache_dir: Path | None, repeats: int
-) -> tuple[float, ...]:
-    """The median time of every unit at batch 1, from the cache or measured now."""
-    graph = program.graph
-    key = ProfileKey(graph.digest, source.device, source.threads, torch.__version__, calibration="units")
-    if cache_dir is not None:
-        kept, warning = load_profile(cache_dir, key, len(graph.units))
-        if warning is not None:
-            log.warning("%s", warning)
-        if kept is not None:
-            return kept.unit_ms
-    args, kwargs = model.example
-    leaves = [
-        _first_sample(graph, slot, leaf)
-        for slot, leaf in zip(graph.inputs, graph.flatten(args, kwargs), strict=True)
-    ]
-    times = program.unit_times(leaves, repeats, time.perf_counter)
-    medians = tuple(statistics.median(unit) for unit in times)
-    if cache_dir is not None:
-        spreads = tuple(_half_quartiles(unit) for unit in times)
-        profile = Profile(key, medians, spreads, sum(medians), sum(spreads), repeats, {})
-        warning = save_profile(cache_dir, profile)
-        if warning is not None:
-            log.warning("%s", warning)
-    return medians
-
-
-def _first_sample(graph: Graph, slot: int, leaf: torch.Tensor) -> torch.Tensor:
-    dims = graph.values[slot].dims
-    if not graph.dynamic_batch or not dims or dims[0][0] == 0:
-        return leaf
-    per_batch, fixed = dims[0]
-    return leaf[: per_batch + fixed]
-
-
-def _half_quartiles(samples: Sequence[float]) -> float:
-    low, _, high = statistics.quantiles(samples, n=4)
-    return (high - low) / 2

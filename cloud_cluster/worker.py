@@ -1,6 +1,7 @@
 """One thread that computes, beside an event loop that keeps receiving.
 
-Requests wait in the thread's queue, so that the next one starts without a turn of the loop.
+Requests wait in the thread's queue, so that the next step starts without a turn of the loop.  A second
+thread may decode what arrives while the first computes.
 """
 
 from __future__ import annotations
@@ -10,52 +11,46 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from cloud_cluster.executor import Executor, Outcome
-from shared.errors import DeadlineError, SutureError
-from shared.wire import NO_BUDGET, Message
+from cloud_cluster.executor import BatchExecutor, Executor, batching
+from cloud_cluster.schedule import Done, Finished, Request, Schedule
+from shared.wire import Message
 
-__all__ = ["Done", "Worker"]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One finished request: its outcome or its error, and the ms it waited for the thread.
-
-    ``busy_ms`` is how long the thread was occupied by it.
-    """
-
-    outcome: Outcome | SutureError
-    wait_ms: float
-    busy_ms: float
+__all__ = ["Worker"]
 
 
 class Worker:
-    """Builds an executor in its thread, then runs it there, one request after the other.
+    """Builds an executor in its thread, then runs there what it is given.
 
     Callbacks are called on the loop.  An exception that is not a SutureError is a defect: the thread ends
-    and :meth:`failed` raises it.
+    and :meth:`failed` raises it.  With ``decode_ahead``, requests that arrive while the thread is busy are
+    checked and decoded in a second one.
     """
 
-    def __init__(self, make_executor: Callable[[], Executor], name: str) -> None:
+    def __init__(
+        self, make_executor: Callable[[], Executor | BatchExecutor], name: str, *, decode_ahead: bool = False
+    ) -> None:
         self._make_executor = make_executor
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Message, float, Callable[[Done], None]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._built: Future[Executor] = Future()
+        self._arrivals: queue.SimpleQueue[Request | BaseException | None] = queue.SimpleQueue()
+        self._built: Future[BatchExecutor] = Future()
         self._ended: Future[None] = Future()
+        self._busy = False
+        self._decoder = ThreadPoolExecutor(1, f"{name} decoder") if decode_ahead else None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
-    async def start(self) -> Executor:
+    async def start(self) -> BatchExecutor:
         """Start the thread and wait for its executor; raises what making it raised."""
         self._thread.start()
         return await asyncio.shield(asyncio.wrap_future(self._built))
 
-    def submit(self, message: Message, done: Callable[[Done], None]) -> None:
-        self._jobs.put((message, time.perf_counter(), done))
+    def submit(self, message: Message, callback: Callable[[Done], None]) -> None:
+        request = Request(message, callback, time.perf_counter())
+        if self._decoder is not None and self._busy:
+            self._decoder.submit(self._prepare, self._built.result(), request)
+        else:
+            self._arrivals.put(request)
 
     async def failed(self) -> None:
         """Waits until the thread ends; raises the defect that ended it.  Safe to cancel."""
@@ -65,39 +60,56 @@ class Worker:
         """Let the thread finish what it has, and wait for its end."""
         if self._thread.ident is None:
             return
-        self._jobs.put(None)
+        if self._decoder is not None:
+            await asyncio.to_thread(self._decoder.shutdown)
+        self._arrivals.put(None)
         await asyncio.wait([asyncio.wrap_future(self._ended)])
 
     def _main(self) -> None:
         try:
-            executor = self._make_executor()
+            executor = batching(self._make_executor())
         except BaseException as error:  # noqa: BLE001 - raised again where start() is awaited
             self._built.set_exception(error)
             self._ended.set_result(None)
             return
         self._built.set_result(executor)
         try:
-            while (job := self._jobs.get()) is not None:
-                message, submitted, callback = job
-                done = _run(executor, message, submitted)
-                self._loop.call_soon_threadsafe(callback, done)
-                # Not kept until the next job comes: they hold frames of up to megabytes.
-                del job, message, done, callback
+            self._work(Schedule(executor))
         except BaseException as error:  # noqa: BLE001 - raised again where failed() is awaited
             self._ended.set_exception(error)
             return
         self._ended.set_result(None)
 
+    def _work(self, schedule: Schedule) -> None:
+        stopping = False
+        while not (stopping and schedule.idle):
+            self._busy = not schedule.idle
+            while not stopping and (schedule.idle or not self._arrivals.empty()):
+                arrival = self._arrivals.get()
+                self._busy = True
+                if isinstance(arrival, BaseException):
+                    raise arrival
+                if arrival is None:
+                    stopping = True
+                else:
+                    self._deliver(schedule.add(arrival))
+                # Not kept until the next one comes: it holds frames of up to megabytes.
+                del arrival
+            self._deliver(schedule.turn())
 
-def _run(executor: Executor, message: Message, submitted: float) -> Done:
-    started = time.perf_counter()
-    wait_ms = (started - submitted) * 1e3
-    outcome: Outcome | SutureError
-    if message.budget_ms != NO_BUDGET and wait_ms >= message.budget_ms:
-        outcome = DeadlineError(f"the time ran out after {wait_ms:.0f} ms before the replica")
-    else:
+    def _deliver(self, finished: list[Finished]) -> None:
+        if finished:
+            self._loop.call_soon_threadsafe(_call, finished)
+
+    def _prepare(self, executor: BatchExecutor, request: Request) -> None:
         try:
-            outcome = executor.execute(message)
-        except SutureError as error:
-            outcome = error
-    return Done(outcome, wait_ms, (time.perf_counter() - started) * 1e3)
+            request.prepare(executor, time.perf_counter, decode=True)
+        except BaseException as error:  # noqa: BLE001 - ends the computing thread, and is raised by failed()
+            self._arrivals.put(error)
+            return
+        self._arrivals.put(request)
+
+
+def _call(finished: list[Finished]) -> None:
+    for callback, done in finished:
+        callback(done)

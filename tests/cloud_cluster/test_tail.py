@@ -29,12 +29,14 @@ class EchoExecutor:
     ) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.begun = 0
         self.ran: list[int] = []
         self.threads: set[int] = set()
         self._behave = behave
         self._took_ms = took_ms
 
     def execute(self, message: Message) -> Outcome:
+        self.begun += 1
         assert self.gate.wait(20)
         self.threads.add(threading.get_ident())
         self.ran.append(message.cut)
@@ -105,6 +107,8 @@ async def test_two_credits_mean_that_one_waits_here_while_one_is_computed() -> N
         await device.settled()
         state = gateway.status()["models"]["net"]
         assert (state["in_flight"], state["queued"]) == (2, 1)
+        # Longer than the executor will say that it took.
+        await asyncio.sleep(0.01)
         executor.gate.set()
         answers = [await device.next(MessageType.RESULT) for _ in range(3)]
         assert answers[1].header.timings.wait_ms > 0
@@ -139,6 +143,7 @@ async def test_work_whose_time_ran_out_in_the_replica_is_not_computed() -> None:
     ):
         await device.hello(net="sha256:a")
         await device.infer(1, cut=1)
+        await until(lambda: executor.begun == 1)
         await device.infer(2, cut=2, budget_ms=30)
         await device.settled()
         await asyncio.sleep(0.05)
