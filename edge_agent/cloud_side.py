@@ -139,6 +139,7 @@ class CloudSide:
     def on_card(self, card: Card) -> None:
         now_ms = self._now_ms()
         self.limits, self.load_endpoint = card.limits, card.load_endpoint
+        self._controller.on_gateway(card.gateway, now_ms)
         self._controller.on_limits(card.limits, now_ms)
         offers = {model.name: model for model in card.models}
         for served in self._models.values():

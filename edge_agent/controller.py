@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.decision import Decision
 from edge_agent.estimate import LinkEstimate, LinkEstimator
+from edge_agent.load_merge import LoadMerge
 from edge_agent.planned import LATENCY, UNCONSTRAINED, LinkState, PlannedModel
 from edge_agent.probing import ProbeBudget
 from shared.codec import Codec
@@ -36,26 +37,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Controller", "Decision"]
 
-_STALE_PERIODS = 3.0
-
 
 class Controller:
     """Decides for every network of one agent over one link.
 
-    Not thread-safe: events and :meth:`decide` come from one thread.  ``load_period_ms`` is the period of
-    the gateway's load feed; a report older than three of them counts as unknown.
+    Not thread-safe: events and :meth:`decide` come from one thread.  ``load_period_ms`` is the period of a
+    load feed that names none; a report older than three of its periods counts as unknown.
     """
 
     def __init__(
         self, link: CloudLinkConfig, *, load_period_ms: float = 100.0, log_length: int = 512
     ) -> None:
-        self._load_stale_ms = _STALE_PERIODS * load_period_ms
+        self._loads = LoadMerge(load_period_ms)
         self._models: dict[str, PlannedModel] = {}
         self._link = LinkEstimator(link.assumed_uplink_mbps * 1e6, link.assumed_rtt_ms)
         self._probes = ProbeBudget(link.probe_bytes, link.probe_interval_s * 1000.0)
         self._connected = False
         self._max_message_bytes = math.inf
-        self._newest_report: tuple[str, int] | None = None
         self.log: deque[Decision] = deque(maxlen=log_length)
         """Every decision made, newest last."""
         self.switches: deque[Decision] = deque(maxlen=log_length)
@@ -116,7 +114,7 @@ class Controller:
     def on_connected(self, now_ms: float) -> None:
         """The link is up, for the first time or again; what it can do is to be measured anew."""
         self._connected = True
-        self._newest_report = None
+        self._loads.on_lost()
         self._link.on_reconnected()
         self._probes.on_doubt()
         for model in self._models.values():
@@ -170,16 +168,22 @@ class Controller:
             model.on_card(card)
             self._solve([model], now_ms)
 
+    def on_gateway(self, gateway: str, now_ms: float) -> None:
+        """The link leads to the gateway of this name: its wait is ours."""
+        self._loads.on_gateway(gateway)
+        self._tell_loads(self._models.values(), now_ms)
+
     def on_load(self, report: LoadReport, now_ms: float) -> None:
-        """A frame of the load feed; one that is not newer than the newest seen is ignored."""
-        newest = self._newest_report
-        if newest is not None and report.gateway == newest[0] and report.sequence <= newest[1]:
-            return
-        self._newest_report = (report.gateway, report.sequence)
-        for load in report.models:
-            model = self._models.get(load.name)
-            if model is not None:
-                model.on_load(load, now_ms)
+        """A frame of any gateway's load feed; one that is not newer than its newest is ignored."""
+        if self._loads.on_report(report, now_ms):
+            named = {load.name for load in report.models}
+            self._tell_loads([model for name, model in self._models.items() if name in named], now_ms)
+
+    def _tell_loads(self, models: Iterable[PlannedModel], now_ms: float) -> None:
+        for model in models:
+            merged = self._loads.of(model.name, model.is_load_of, now_ms)
+            if merged is not None:
+                model.on_load(merged)
                 self._solve([model], now_ms)
 
     # -- what became of requests
@@ -301,7 +305,7 @@ class Controller:
 
     def _link_state(self, now_ms: float) -> LinkState:
         estimate = self._link.estimate(now_ms)
-        return LinkState(self._connected, estimate, self._max_message_bytes, self._load_stale_ms)
+        return LinkState(self._connected, estimate, self._max_message_bytes)
 
     def _solve_all(self, now_ms: float) -> None:
         self._solve(self._models.values(), now_ms)

@@ -12,6 +12,7 @@ from edge_agent.caution import Caution
 from edge_agent.corrections import Corrections
 from edge_agent.decision import Decision, place_of, why_switched
 from edge_agent.estimate import LinkEstimate
+from edge_agent.load_merge import MergedLoad
 from edge_agent.pin import Pin, within
 from edge_agent.reported import ReportedLoad
 from shared.codec import Codec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LATENCY", "UNCONSTRAINED", "LinkState", "PlannedModel"]
 
+UNTOLD = 65535
+"""A load's or a card's ``index`` that tells no version."""
+
 LATENCY = Latency()
 UNCONSTRAINED = Constraints()
 
@@ -50,7 +54,6 @@ class LinkState(NamedTuple):
     connected: bool
     estimate: LinkEstimate
     max_message_bytes: float
-    load_stale_ms: float
 
 
 class PlannedModel:
@@ -84,6 +87,7 @@ class PlannedModel:
         self._cloud_unit_ms: tuple[float, ...] = ()
         self._wide_cuts: tuple[Cut, ...] = ()
         self._card_problem = "no cloud has offered this network"
+        self._index = UNTOLD
         if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
             self._check_pinned_cut()
         self._rebuild()
@@ -102,6 +106,7 @@ class PlannedModel:
         self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
+        self._index = card.index
         units = len(self.graph.units)
         if card.error:
             self._card_problem = card.error
@@ -124,8 +129,12 @@ class PlannedModel:
         self._wide_cuts = self._wide_cuts if wide_cuts is None else tuple(wide_cuts)
         self._rebuild()
 
-    def on_load(self, load: ModelLoad, now_ms: float) -> None:
-        self._reported.on_load(load, now_ms)
+    def on_load(self, merged: MergedLoad) -> None:
+        self._reported.on_load(merged)
+
+    def is_load_of(self, load: ModelLoad) -> bool:
+        """Whether a load of this name is that of the version on the card, and not of another one."""
+        return UNTOLD in (load.index, self._index) or load.index == self._index
 
     def on_answered(self, latency_ms: float, cloud_ms: float, now_ms: float) -> None:
         self.caution.on_answered()
@@ -193,7 +202,7 @@ class PlannedModel:
             self._decided_under = conditions
         self._batches.clear()
         self._valid_until_ms = now_ms + _RESOLVE_MS
-        for change_ms in (self._reported.reported_ms + link.load_stale_ms, self.caution.blocked_until_ms):
+        for change_ms in (self._reported.fresh_until_ms, self.caution.blocked_until_ms):
             if change_ms > now_ms:
                 self._valid_until_ms = min(self._valid_until_ms, change_ms)
         self.decision = self._decide(link, conditions, scores, choice, reason, previous, threshold, now_ms)
@@ -283,8 +292,8 @@ class PlannedModel:
             decided_ms=now_ms,
             conditions=conditions,
             link=link.estimate,
-            load_age_ms=now_ms - self._reported.reported_ms,
-            load_wait_ms=self._reported.wait_ms(self._reported.is_fresh(link.load_stale_ms, now_ms)),
+            load_age_ms=now_ms - self._reported.said_ms,
+            load_wait_ms=self._reported.wait_ms(self._reported.is_fresh(now_ms)),
             row=row,
             previous=previous,
             threshold=threshold,
@@ -303,7 +312,7 @@ class PlannedModel:
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
         """The conditions now, and why the cloud cannot be used when it cannot."""
         reported, learned, estimate = self._reported, self.corrections, link.estimate
-        fresh = reported.is_fresh(link.load_stale_ms, now_ms)
+        fresh = reported.is_fresh(now_ms)
         problem = self._card_problem
         if not link.connected:
             problem = "no link to the cloud"
