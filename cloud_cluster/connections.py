@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket as sockets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["Connection", "Eviction"]
 
 # Long enough for the last words to leave.
 _FAREWELL_S = 0.1
+# tcpi_bytes_received in struct tcp_info of linux/tcp.h, since Linux 4.1.
+_RECEIVED_AT = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,21 @@ class Connection:
             fd = int(frame.get(zmq.SRCFD))
         except zmq.ZMQError:
             return None
+        return cls.at(fd)
+
+    @classmethod
+    def at(cls, fd: int) -> Connection | None:
+        """None when it is closed by now."""
         with contextlib.suppress(OSError), _duplicate(fd) as connection:
             return cls(fd, connection.getpeername())
+        return None
+
+    def arrived_bytes(self) -> int | None:
+        """All bytes that the kernel has received on it (Linux); None when it is closed."""
+        with contextlib.suppress(OSError), _duplicate(self.fd) as connection:
+            if connection.getpeername() == self.peer:
+                info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED_AT + 8)
+                return int.from_bytes(info[_RECEIVED_AT:], sys.byteorder)
         return None
 
     def cut(self) -> None:

@@ -17,6 +17,7 @@ import zmq
 from cloud_cluster.admission import DeviceLimits
 from cloud_cluster.connections import Connection, Eviction
 from cloud_cluster.dispatch import Action, Dispatcher, Request
+from cloud_cluster.doorway import Doorway
 from cloud_cluster.keys import Doorkeeper
 from cloud_cluster.registry import Registry
 from cloud_cluster.sessions import DeviceSession, Sessions
@@ -66,6 +67,7 @@ class DeviceSide:
         sessions: Sessions,
         now_ms: Callable[[], float],
         apply: Callable[[list[Action], float], None],
+        doorway: Doorway,
         doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self._socket = socket
@@ -77,6 +79,7 @@ class DeviceSide:
         self._apply = apply
         self._wire_limits = WireLimits.from_card(card.limits)
         self._strangers: dict[bytes, None] = {}
+        self._doorway = doorway
         self._doorkeeper = doorkeeper
         self._eviction = Eviction(lambda identity, error: self._send_error(identity, 0, error))
         self.inbox = Inbox(socket, self._on_message)
@@ -107,8 +110,15 @@ class DeviceSide:
         """End a session; what the device has queued is dropped."""
         session = self._sessions.close(identity)
         if session is not None:
+            self._doorway.on_parted(identity)
             log.info("device %s is gone: %s", session.agent, why)
             self._dispatcher.device_gone(identity)
+
+    def strike(self, request: Request) -> None:
+        """A replica could not read this request: the device's fault, as if it had been seen here."""
+        session = self._sessions.get(request.device)
+        if session is not None:
+            self._strike(session.identity, session.key, session.connection, self._now_ms())
 
     def revoke(self, key: str) -> None:
         """End what goes on under a key that is listed no more, and close its connections."""
@@ -133,6 +143,8 @@ class DeviceSide:
             if self._doorkeeper.device(key) is None:
                 self._eviction.evict(identity, Connection.of(frames[-1]), _unlisted(key))
                 return
+        if not self._doorway.lets_in(key.encode() or identity, frames[-1], now_ms):
+            return
         session = self._sessions.get(identity)
         try:
             if session is not None and session.key != key:
@@ -144,15 +156,19 @@ class DeviceSide:
             frame0 = Frame0.unpack(message[0].buffer if message else b"")
             if frame0.type is MessageType.HELLO:
                 self._on_hello(identity, key, frame0, message, now_ms)
+                self._doorway.on_greeted(identity, frames[-1])
             elif session is not None:
                 self._on_session_message(session, frame0, message, now_ms)
             elif frame0.type is not MessageType.ANNOUNCE:
                 raise UnavailableError("this gateway has no session with this device; send HELLO again")
-        except VersionError as error:
-            self._tell_stranger(identity, error)
         except SutureError as error:
-            seen = peek(message[0].buffer) if message else None
-            self._send_error(identity, seen[2] if seen else 0, error)
+            if isinstance(error, VersionError):
+                self._tell_stranger(identity, error)
+            else:
+                seen = peek(message[0].buffer) if message else None
+                self._send_error(identity, seen[2] if seen else 0, error)
+            if isinstance(error, ProtocolError):
+                self._strike(identity, key, Connection.of(frames[-1]), now_ms)
 
     def _on_session_message(
         self, session: DeviceSession, frame0: Frame0, message: list[zmq.Frame], now_ms: float
@@ -225,6 +241,12 @@ class DeviceSide:
         span_ms = session.take_span_ms(frame0.request_id, now_ms)
         pong = Pong() if span_ms is None else Pong(span_ms=span_ms, span_bytes=sum(map(len, message)))
         self._send(session.identity, encode_message(pong, request_id=frame0.request_id))
+
+    def _strike(self, identity: bytes, key: str, connection: Connection | None, now_ms: float) -> None:
+        verdict = self._doorway.strike(key.encode() or identity, now_ms)
+        if verdict is not None:
+            self._eviction.evict(identity, connection, verdict)
+            self.forget(identity, "too much of what it sends is no message")
 
     def _tell_stranger(self, identity: bytes, error: VersionError) -> None:
         if identity in self._strangers:

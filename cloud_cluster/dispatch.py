@@ -42,6 +42,7 @@ class Dispatcher:
         max_in_flight: int,
         max_in_flight_bytes: int,
         first_id: int = 1,
+        max_bytes: float = math.inf,
         quantum_ms: float = QUANTUM_MS,
     ) -> None:
         self._quantum_ms = quantum_ms
@@ -49,6 +50,8 @@ class Dispatcher:
         for index, max_queue in enumerate(max_queues):
             self.add_model(index, max_queue)
         self._limits = DeviceLimits(max_in_flight, max_in_flight_bytes)
+        self._max_bytes = max_bytes
+        self._nbytes = 0
         self._ids = itertools.count(first_id)
         self._requests: dict[int, Request] = {}
         self._replicas: dict[bytes, Replica] = {}
@@ -60,6 +63,11 @@ class Dispatcher:
     def admitted_now(self) -> int:
         """Requests that were admitted and have not left."""
         return len(self._requests)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all their frames; never more than ``max_bytes``."""
+        return self._nbytes
 
     # Models
 
@@ -133,6 +141,7 @@ class Dispatcher:
         holdings = self._holdings.setdefault(account, Holdings())
         holdings.requests += 1
         holdings.nbytes += nbytes
+        self._nbytes += nbytes
         self._enqueue(request)
         actions += self._assign(queue, now_ms)
         return request, actions
@@ -150,6 +159,9 @@ class Dispatcher:
         if refusal is not None:
             refusal.retry_after_ms = max(queue.wait_ms(now_ms), refusal.retry_after_ms)
             return refusal
+        if self._nbytes + request.nbytes > self._max_bytes:
+            wait_ms = max(queue.wait_ms(now_ms), 1.0)
+            return OverloadedError(f"this gateway holds {self._nbytes} bytes, nearly all it may", wait_ms)
         if len(queue.waiting) >= queue.max_queue and not queue.waiting.is_ahead_of_last(request):
             wait_ms = max(queue.wait_ms(now_ms), 1.0)
             return OverloadedError(f"{len(queue.waiting)} requests already wait for this model", wait_ms)
@@ -300,6 +312,7 @@ class Dispatcher:
         holdings = self._holdings[request.account]
         holdings.requests -= 1
         holdings.nbytes -= request.nbytes
+        self._nbytes -= request.nbytes
         if not holdings.requests:
             del self._holdings[request.account]
 

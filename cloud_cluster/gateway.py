@@ -19,21 +19,23 @@ from importlib.metadata import version
 from typing import Any
 
 import zmq
-
-from cloud_cluster.device_side import DeviceSide
-from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
+from cloud_cluster.doorway import Doorway
 from cloud_cluster.feed import Feed
-from cloud_cluster.handshakes import HandshakeWatch
 from cloud_cluster.keys import Doorkeeper, Port
 from cloud_cluster.load import LoadMeter
 from cloud_cluster.loops import Loops
+from cloud_cluster.parking import Parking
 from cloud_cluster.registry import Registry
-from cloud_cluster.replica_side import ReplicaSide
 from cloud_cluster.sessions import Sessions
 from cloud_cluster.sockets import Inbox, bind, require_loopback
-from shared.config import GatewayConfig, ServedModelConfig
 from shared.wire import encode_message
 from shared.wire.messages import Card, Limits
+
+from cloud_cluster.device_side import DeviceSide
+from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
+from cloud_cluster.handshakes import HandshakeWatch
+from cloud_cluster.replica_side import ReplicaSide
+from shared.config import GatewayConfig, ServedModelConfig
 
 __all__ = ["Gateway"]
 
@@ -69,6 +71,7 @@ class Gateway:
             config.max_in_flight_bytes,
             # Far from any earlier life's ids, so that a late answer to one of those matches nothing.
             first_id=secrets.randbits(62) + 1,
+            max_bytes=config.max_bytes,
         )
         self._sessions = Sessions(config.max_devices, config.max_in_flight, config.device_silence_s * 1e3)
         self._meter = LoadMeter(
@@ -84,6 +87,10 @@ class Gateway:
         self._sockets: list[zmq.Socket[Any]] = []
         self._inboxes: list[Inbox] = []
         self._watches: list[HandshakeWatch] = []
+        self._doorways = [
+            Doorway(Parking(config.max_message_bytes, config.max_devices, config.max_parked_bytes), purpose)
+            for purpose in ("devices", "replicas")
+        ]
 
     async def start(self) -> None:
         """Bind the three ports.  Raises StartupError naming the one that cannot be had."""
@@ -94,6 +101,8 @@ class Gateway:
         devices = self._socket(zmq.ROUTER, Port.DEVICES)
         # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
         devices.setsockopt(zmq.RCVHWM, 2 * config.max_in_flight + 16)
+        # A device that does not read its answers is forgotten before many of them wait for it.
+        devices.setsockopt(zmq.SNDHWM, config.max_in_flight + 16)
         replicas = self._socket(zmq.ROUTER, Port.REPLICAS)
         replicas.setsockopt(zmq.ROUTER_HANDOVER, 1)
         replicas.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_ms))
@@ -119,15 +128,25 @@ class Gateway:
             self._sessions,
             _now_ms,
             self._apply,
+            self._doorways[0],
             self._doorkeeper,
         )
         self._replicas = ReplicaSide(
-            replicas, self._dispatcher, self._registry, self._meter, self._devices, _now_ms, self._apply
+            replicas,
+            self._dispatcher,
+            self._registry,
+            self._meter,
+            self._devices,
+            _now_ms,
+            self._apply,
+            self._doorways[1],
         )
         key = self._doorkeeper.public if self._doorkeeper is not None else ""
         self._watches = [
-            HandshakeWatch(devices, "devices", key),
-            HandshakeWatch(replicas, "replicas", key, self._connection_lost.set),
+            HandshakeWatch(devices, "devices", key, on_accepted=self._doorways[0].on_accepted),
+            HandshakeWatch(
+                replicas, "replicas", key, self._connection_lost.set, self._doorways[1].on_accepted
+            ),
             HandshakeWatch(feed, "the load feed", key),
         ]
         self._inboxes += [self._devices.inbox, self._replicas.inbox, *(each.inbox for each in self._watches)]
@@ -140,6 +159,10 @@ class Gateway:
                 **{
                     f"{self.name} inbox {number}": inbox.failed()
                     for number, inbox in enumerate(self._inboxes)
+                },
+                **{
+                    f"{self.name} doorway {number}": doorway.run()
+                    for number, doorway in enumerate(self._doorways)
                 },
                 f"{self.name} deadlines": self._expire(),
                 f"{self.name} load feed": self._publish_load(),

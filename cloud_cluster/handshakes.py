@@ -62,13 +62,16 @@ class HandshakeWatch:
         purpose: str,
         key: str,
         on_disconnected: Callable[[], None] = lambda: None,
+        on_accepted: Callable[[int], None] = lambda fd: None,
     ) -> None:
         self.failed: Counter[str] = Counter()
         self._purpose = purpose
         self._key = key
         self._on_disconnected = on_disconnected
+        self._on_accepted = on_accepted
         self._silent_until: dict[str, float] = {}
-        self._monitor = _Monitor(socket, _FAILED | zmq.EVENT_DISCONNECTED, self._on_event)
+        events = _FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPTED
+        self._monitor = _Monitor(socket, events, self._on_event)
 
     @property
     def inbox(self) -> Inbox:
@@ -80,6 +83,8 @@ class HandshakeWatch:
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_DISCONNECTED:
             self._on_disconnected()
+        elif event == zmq.EVENT_ACCEPTED:
+            self._on_accepted(value)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.failed["unlisted key"] += 1  # the doorkeeper has told of it
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:

@@ -12,12 +12,21 @@ from typing import Any
 import msgspec
 import zmq
 
+from cloud_cluster.connections import Connection
 from cloud_cluster.device_side import DeviceSide, Ticket
 from cloud_cluster.dispatch import Action, Dispatcher, Request
+from cloud_cluster.doorway import Doorway
 from cloud_cluster.load import LoadMeter
 from cloud_cluster.registry import Registry
 from cloud_cluster.sockets import Inbox, try_send
-from shared.errors import InternalError, ProtocolError, SutureError, UnavailableError
+from shared.errors import (
+    CodecError,
+    InternalError,
+    LimitError,
+    ProtocolError,
+    SutureError,
+    UnavailableError,
+)
 from shared.wire import (
     NO_BUDGET,
     Buffer,
@@ -37,6 +46,8 @@ __all__ = ["ReplicaSide"]
 
 log = logging.getLogger("suture.gateway")
 
+_DEVICES_FAULT = frozenset((ProtocolError.code, LimitError.code, CodecError.code))
+
 
 class ReplicaSide:
     """Reads the replicas' socket.  ``apply`` carries out what the dispatcher decides."""
@@ -50,6 +61,7 @@ class ReplicaSide:
         devices: DeviceSide,
         now_ms: Callable[[], float],
         apply: Callable[[list[Action], float], None],
+        doorway: Doorway,
     ) -> None:
         self._socket = socket
         self._dispatcher = dispatcher
@@ -59,6 +71,7 @@ class ReplicaSide:
         self._now_ms = now_ms
         self._apply = apply
         self._wire_limits = WireLimits(max_message_bytes=devices.limits.max_message_bytes)
+        self._doorway = doorway
         self._heard_ms: dict[bytes, float] = {}
         self.inbox = Inbox(socket, self._on_message)
 
@@ -76,12 +89,14 @@ class ReplicaSide:
     def release(self, replica: bytes) -> None:
         """Tell a draining replica that nothing more will come."""
         self._heard_ms.pop(replica, None)
+        self._doorway.on_parted(replica)
         self._send(replica, encode_message(Goodbye(reason="drained")))
 
     def lose(self, replica: bytes, why: str, now_ms: float) -> None:
         """A replica is gone; its work goes elsewhere."""
         if self._heard_ms.pop(replica, None) is None:
             return
+        self._doorway.on_parted(replica)
         log.warning("replica %r is lost: %s", replica, why)
         self._leave(replica)
         self._apply(self._dispatcher.replica_gone(replica, now_ms), now_ms)
@@ -106,6 +121,8 @@ class ReplicaSide:
     def _on_message(self, frames: list[zmq.Frame]) -> None:
         now_ms = self._now_ms()
         replica, message = frames[0].bytes, frames[1:]
+        if not self._doorway.lets_in(replica, frames[-1], now_ms):
+            return
         known = replica in self._heard_ms
         if known:
             self._heard_ms[replica] = now_ms
@@ -113,6 +130,7 @@ class ReplicaSide:
             parsed = decode_message([frame.buffer for frame in message], self._wire_limits)
             if parsed.type is MessageType.REPLICA_HELLO:
                 self._on_hello(replica, parsed, now_ms)
+                self._doorway.on_greeted(replica, frames[-1])
             elif known:
                 self._on_known(replica, parsed, message, now_ms)
             else:
@@ -124,6 +142,12 @@ class ReplicaSide:
             self._send(replica, encode_message(error_reply(error), request_id=request_id))
             # If this was to be an answer there will be no better one.
             self._finish(replica, request_id, InternalError(f"the replica's answer is unreadable: {error}"))
+            verdict = self._doorway.strike(replica, now_ms) if isinstance(error, ProtocolError) else None
+            if verdict is not None:
+                self.lose(replica, str(verdict), now_ms)
+                connection = Connection.of(frames[-1])
+                if connection is not None:
+                    connection.cut()
 
     def _on_known(self, replica: bytes, parsed: Message, message: list[zmq.Frame], now_ms: float) -> None:
         kind = parsed.type
@@ -185,6 +209,8 @@ class ReplicaSide:
         if request is not None:
             ticket = request.body
             assert isinstance(ticket, Ticket)
+            if parsed.header.code in _DEVICES_FAULT:
+                self._devices.strike(request)
             frame0 = restamp(message[0].buffer, request_id=ticket.device_request_id)
             self._devices.reply(request, [frame0, *message[1:]])
         self._apply(actions, now_ms)
