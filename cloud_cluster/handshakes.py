@@ -29,7 +29,7 @@ _REDIAL_S = 1.0
 
 
 class _Monitor:
-    """Events of a socket, until closed.
+    """Events of a socket, until closed; closing again does nothing.
 
     To be closed before the socket: ZeroMQ's own thread blocks for ever on an event that nobody can take.
     """
@@ -42,8 +42,9 @@ class _Monitor:
 
     def close(self) -> None:
         self.inbox.close()
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        if not self._monitor.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
 
     def _on_frames(self, frames: list[zmq.Frame]) -> None:
         event = parse_monitor_message([frame.bytes for frame in frames])

@@ -93,6 +93,7 @@ class InProcessCloud:
             heartbeat_ms=gateway.heartbeat_ms,
             heartbeat_timeout_ms=gateway.heartbeat_timeout_ms,
             max_message_bytes=gateway.max_message_bytes,
+            keys=gateway.keys,
         )
         try:
             await tail.start()

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from zmq.utils import z85
 from cloud_cluster.sockets import Inbox
 from shared.config import GatewayKeysConfig
 from shared.errors import ConfigError
-from shared.keys import PUBLIC_SUFFIX, PublicKey, read_public, read_public_of, read_secret
+from shared.keys import PUBLIC_SUFFIX, KeyPair, PublicKey, read_public, read_public_of, read_secret
 
-__all__ = ["DeviceList", "Doorkeeper", "Port"]
+__all__ = ["DeviceList", "Doorkeeper", "Port", "ReplicaKeys"]
 
 log = logging.getLogger("suture.keys")
 
@@ -40,6 +41,25 @@ class Port(Enum):
 
     DEVICES = b"devices"
     REPLICAS = b"replicas"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaKeys:
+    """What a replica shows to the gateways, and the key that they have in common."""
+
+    pair: KeyPair
+    server: str
+
+    @classmethod
+    def load(cls, config: GatewayKeysConfig) -> ReplicaKeys:
+        """Read the replicas' pair and the gateway's public half.  Raises ConfigError."""
+        return cls(_read_pair(config.replicas), read_public_of(config.secret).key)
+
+    def apply(self, socket: zmq.Socket[Any]) -> None:
+        """Talk to nobody but a gateway with that key, encrypted.  Before connecting."""
+        socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self.pair.public)
+        socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.pair.secret)
+        socket.setsockopt_string(zmq.CURVE_SERVERKEY, self.server)
 
 
 class DeviceList:
@@ -115,9 +135,7 @@ class Doorkeeper:
     """
 
     def __init__(self, config: GatewayKeysConfig) -> None:
-        self._pair = read_secret(config.secret)
-        if zmq.curve_public(self._pair.secret.encode()).decode() != self._pair.public:
-            raise ConfigError(f"the two halves in {config.secret} are not of one pair; make a new one")
+        self._pair = _read_pair(config.secret)
         self._replicas = read_public_of(config.replicas).key
         self._devices = DeviceList(config.devices)
         self._told: dict[str, None] = {}
@@ -205,3 +223,10 @@ class Doorkeeper:
         log.warning("%s", what)
         if len(self._told) == _TOLD_KEYS:
             log.warning("%d unlisted keys were refused; further ones are only counted", _TOLD_KEYS)
+
+
+def _read_pair(path: Path) -> KeyPair:
+    pair = read_secret(path)
+    if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
+        raise ConfigError(f"the two halves in {path} are not of one pair; make a new one")
+    return pair

@@ -19,12 +19,13 @@ from typing import Any
 
 import zmq
 
-from cloud_cluster.executor import BatchExecutor, Executor, load_executor
+from cloud_cluster.executor import Executor, load_executor
+from cloud_cluster.handshakes import DialWatch
+from cloud_cluster.keys import ReplicaKeys
 from cloud_cluster.loops import Loops
-from cloud_cluster.schedule import Done
 from cloud_cluster.sockets import Inbox, try_send
-from cloud_cluster.worker import Worker
-from shared.config import ServedModelConfig
+from cloud_cluster.worker import Done, Worker
+from shared.config import GatewayKeysConfig, ServedModelConfig
 from shared.errors import SutureError, UnavailableError
 from shared.wire import (
     Message,
@@ -56,6 +57,8 @@ class Tail:
     :meth:`start` loads and profiles the network, which takes seconds; with an ``executor`` it uses that
     one instead.  :meth:`run` works until stopped, outlives any gateway, and raises on a defect.
     :meth:`stop` drains.  All three belong to one event loop.
+
+    ``keys`` are those of the gateways.  Raises ConfigError when their files cannot be read here.
     """
 
     def __init__(
@@ -63,17 +66,19 @@ class Tail:
         model: ServedModelConfig,
         gateways: Sequence[str],
         *,
-        executor: Executor | BatchExecutor | None = None,
+        executor: Executor | None = None,
         cache_dir: Path | None = None,
         profile_repeats: int = 10,
         heartbeat_ms: float = 100.0,
         heartbeat_timeout_ms: float = 300.0,
         max_message_bytes: int = 32 * 2**20,
+        keys: GatewayKeysConfig | None = None,
     ) -> None:
         self.model = model
+        self._keys = ReplicaKeys.load(keys) if keys is not None else None
         self.replica = f"{model.name[:96]}/{secrets.token_hex(4)}"
         self._endpoints = list(gateways)
-        self._make_executor: Callable[[], Executor | BatchExecutor] = (
+        self._make_executor: Callable[[], Executor] = (
             partial(load_executor, model, cache_dir, profile_repeats)
             if executor is None
             else (lambda: executor)
@@ -127,8 +132,9 @@ class Tail:
     def _join(self, context: zmq.Context[Any], endpoint: str, hello: ReplicaHello) -> None:
         assert self._worker is not None
         link = _GatewayLink(
-            self._connected(context, endpoint),
+            self._socket(context, endpoint),
             endpoint,
+            self._keys.pair.public if self._keys is not None else "",
             hello,
             self._wire_limits,
             self._worker,
@@ -137,7 +143,7 @@ class Tail:
         )
         self._links.append(link)
         if self._loops.running:
-            self._loops.add(self._inbox_name(link), link.inbox.failed())
+            self._loops.add(self._inbox_name(link), link.failed())
 
     def _inbox_name(self, link: _GatewayLink) -> str:
         return f"{self.replica} inbox {link.endpoint}"
@@ -165,7 +171,7 @@ class Tail:
                 {
                     f"{self.replica} worker": self._worker.failed(),
                     f"{self.replica} heartbeat": self._beat(),
-                    **{self._inbox_name(link): link.inbox.failed() for link in self._links},
+                    **{self._inbox_name(link): link.failed() for link in self._links},
                 }
             )
         except ExceptionGroup:
@@ -194,7 +200,7 @@ class Tail:
         if self._context is not None:
             await asyncio.to_thread(self._context.term)
 
-    def _connected(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
+    def _socket(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
         socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, self.replica.encode())
         # Work is sent over a connection that is there, or not at all: the gateway gives it to another.
@@ -206,7 +212,8 @@ class Tail:
         socket.setsockopt(zmq.MAXMSGSIZE, self._wire_limits.max_message_bytes)
         if "[" in endpoint:
             socket.setsockopt(zmq.IPV6, 1)
-        socket.connect(endpoint)
+        if self._keys is not None:
+            self._keys.apply(socket)
         return socket
 
     async def _beat(self) -> None:
@@ -256,6 +263,7 @@ class _GatewayLink:
         self,
         socket: zmq.Socket[Any],
         endpoint: str,
+        key: str,
         hello: ReplicaHello,
         limits: WireLimits,
         worker: Worker,
@@ -277,6 +285,12 @@ class _GatewayLink:
         self._leaving = False
         self._refusal = ""
         self.inbox = Inbox(socket, self._on_message)
+        self._watch = DialWatch(socket, endpoint, key)
+        socket.connect(endpoint)
+
+    async def failed(self) -> None:
+        """Waits for ever, unless a handler fails: then raises its exception.  Safe to cancel."""
+        await asyncio.gather(self.inbox.failed(), self._watch.inbox.failed())
 
     def send(self, frames: Sequence[Any]) -> bool:
         """False when the gateway is away; it then has given the request to another replica."""
@@ -303,6 +317,7 @@ class _GatewayLink:
 
     def close(self) -> None:
         self.inbox.close()
+        self._watch.close()
         self._socket.close(linger=_LINGER_MS)
 
     def _on_message(self, frames: list[zmq.Frame]) -> None:
@@ -336,8 +351,6 @@ class _GatewayLink:
             decode_ms=outcome.decode_ms,
             compute_ms=outcome.compute_ms,
             encode_ms=outcome.encode_ms,
-            batch_requests=done.batch_requests,
-            busy_ms=done.busy_ms,
         )
         result = Result(tensors=outcome.tensors, timings=timings, replica=self._replica)
         self.send(encode_message(result, outcome.payloads, request_id=request_id, cut=cut))
