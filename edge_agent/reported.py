@@ -14,7 +14,7 @@ __all__ = ["ReportedLoad"]
 _UNKNOWN_WAIT_MS = 25.0
 """What a request is taken to wait while no fresh load report says otherwise: not nothing."""
 
-_MEMORY_MS = 500.0
+_MEMORY_MS, _STANDS_FOR_MS = 500.0, 100.0
 _JITTER_WEIGHT = 0.2
 _UNUSUAL, _UNUSUAL_MS = 2.0, 5.0
 """Beyond so many times the usual step from report to report, and so many ms, a report is news."""
@@ -58,7 +58,7 @@ class ReportedLoad:
 
     def wait_ms(self, fresh: bool) -> float:
         """The wait as reported of late; when that is stale, at least what is assumed of an unknown queue."""
-        reported = 0.0 if self.load is None else self._smoothed_ms(self._newest_ms(), 0.0)
+        reported = 0.0 if self.load is None else self._smoothed_ms(self._newest_ms(), _STANDS_FOR_MS)
         return reported if fresh else max(reported, _UNKNOWN_WAIT_MS)
 
     def _newest_ms(self) -> float:
@@ -72,7 +72,7 @@ class ReportedLoad:
         apart_ms = newest_ms - self._average_ms
         if abs(apart_ms) > _UNUSUAL * self._jitter_ms + _UNUSUAL_MS:
             return newest_ms
-        return self._average_ms + apart_ms * -math.expm1(-max(held_ms, 0.0) / _MEMORY_MS)
+        return self._average_ms + apart_ms * -math.expm1(-held_ms / _MEMORY_MS)
 
     def slowdown(self, fresh: bool) -> float:
         """Within bounds; when it is stale, at least 1."""
