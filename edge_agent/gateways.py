@@ -79,6 +79,7 @@ class Gateways:
         """It took this device in."""
         if endpoint in self._known:
             self._known[endpoint].failures = 0
+            self._known[endpoint].retry_ms = -math.inf
 
     def failed(self, endpoint: str, now_ms: float) -> None:
         """It could not be reached, did not answer, or was lost."""

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import random
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
@@ -79,14 +84,16 @@ HELLO = Hello(agent="test", software="test", models=[ModelOffer(name="net", dige
 TENSOR = TensorHeader(slot=0, dtype=1, codec=0x10, shape=[2], order=[0], payload_bytes=8)
 
 
+FAST = {
+    "heartbeat_ms": 20.0,
+    "heartbeat_timeout_ms": 150.0,
+    "reconnect_min_ms": 10.0,
+    "reconnect_max_ms": 50.0,
+}
+
+
 def config(endpoint: str, **values: float) -> CloudLinkConfig:
-    defaults = {
-        "heartbeat_ms": 20.0,
-        "heartbeat_timeout_ms": 150.0,
-        "reconnect_min_ms": 10.0,
-        "reconnect_max_ms": 50.0,
-    }
-    return CloudLinkConfig(gateway=endpoint, **{**defaults, **values})
+    return CloudLinkConfig(gateway=endpoint, **{**FAST, **values})
 
 
 @contextlib.asynccontextmanager
@@ -435,3 +442,173 @@ async def test_the_load_feed_of_the_card_is_followed() -> None:
     finally:
         feed.close(linger=0)
         context.term()
+
+
+@contextlib.asynccontextmanager
+async def cluster(size: int) -> AsyncIterator[dict[str, FakeGateway]]:
+    """Gateways by endpoint, each named by its place."""
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = {}
+        for number in range(size):
+            gateway = FakeGateway()
+            assert gateway.card is not None
+            gateway.card = msgspec.structs.replace(gateway.card, gateway=f"gateway {number}")
+            await stack.enter_async_context(gateway.serving())
+            gateways[gateway.endpoint] = gateway
+        yield gateways
+
+
+@contextlib.asynccontextmanager
+async def linked_to(endpoints: list[str], listener: Listener, **values: Any) -> AsyncIterator[CloudLink]:
+    made = CloudLinkConfig(gateway=endpoints, **{**FAST, **values})
+    link = CloudLink(made, HELLO, listener, rng=random.Random(3))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(link.run())
+        yield link
+        task.cancel()
+
+
+def serving(link: CloudLink, gateways: dict[str, FakeGateway]) -> FakeGateway:
+    assert link.online
+    return gateways[link.reason.rpartition(" at ")[2]]
+
+
+async def test_a_device_moves_on_when_its_gateway_falls_silent_or_says_goodbye_and_back_when_it_must() -> (
+    None
+):
+    listener = Listener()
+    async with cluster(2) as gateways, linked_to(list(gateways), listener) as link:
+        await eventually(lambda: link.online)
+        first = serving(link, gateways)
+        (second,) = (each for each in gateways.values() if each is not first)
+        first.alive = False
+        await eventually(lambda: link.online and serving(link, gateways) is second)
+        states = [state for state, _ in listener.states]
+        assert states == [LinkState.ONLINE, LinkState.OFFLINE, LinkState.ONLINE]
+        assert [card.gateway for card in listener.cards] == [first.card.gateway, second.card.gateway]
+        assert send(link)
+        await eventually(lambda: second.of(MessageType.INFER))
+        first.alive = True
+        second.send(Goodbye(reason="an upgrade"))
+        await eventually(lambda: link.online and serving(link, gateways) is first)
+
+
+async def test_a_gateway_that_nobody_is_at_or_that_never_answers_costs_only_its_turn() -> None:
+    listener = Listener()
+    silent, nobody = FakeGateway(), FakeGateway()
+    silent.alive = False
+    async with nobody.serving():
+        pass
+    async with cluster(1) as gateways, silent.serving():
+        (good,) = gateways
+        endpoints = [silent.endpoint, nobody.endpoint, good]
+        for seed in range(4):  # in several orders
+            link = CloudLink(
+                CloudLinkConfig(gateway=endpoints, **FAST), HELLO, listener, rng=random.Random(seed)
+            )
+            task = asyncio.ensure_future(link.run())
+            await eventually(lambda link=link: link.online)
+            assert serving(link, gateways).endpoint == good
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_gateways_and_feeds_that_a_card_names_are_used() -> None:
+    """The device was told of one gateway; the others, and their load, it learns of there."""
+    listener = Listener()
+    context = zmq.Context()
+    feeds = [context.socket(zmq.PUB) for _ in range(2)]
+    load_endpoints = [f"tcp://127.0.0.1:{feed.bind_to_random_port('tcp://127.0.0.1')}" for feed in feeds]
+    sequence = itertools.count(1)
+
+    def publish(*numbers: int) -> None:
+        for number in numbers:
+            report = LoadReport(gateway=f"gateway {number}", sequence=next(sequence), models=[])
+            feeds[number].send_multipart(encode_message(report))
+
+    try:
+        async with cluster(2) as gateways:
+            for gateway, own in zip(gateways.values(), load_endpoints, strict=True):
+                gateway.card = msgspec.structs.replace(
+                    gateway.card, load_endpoint=own, load_endpoints=load_endpoints, gateways=list(gateways)
+                )
+            told = next(iter(gateways))
+            async with linked_to([told], listener) as link:
+
+                def both_heard() -> bool:
+                    publish(0, 1)
+                    return {"gateway 0", "gateway 1"} <= {report.gateway for report in listener.loads}
+
+                await eventually(both_heard)
+                assert serving(link, gateways).endpoint == told
+                gateways[told].alive = False
+
+                def moved() -> bool:
+                    publish(0, 1)
+                    return link.online and serving(link, gateways).endpoint != told
+
+                await eventually(moved)
+                # The feed of the gateway that is lost excused nothing once it was not ours.
+                listener.loads.clear()
+
+                def still_heard() -> bool:
+                    publish(0, 1)
+                    return {"gateway 0", "gateway 1"} <= {report.gateway for report in listener.loads}
+
+                await eventually(still_heard)
+    finally:
+        for feed in feeds:
+            feed.close(linger=0)
+        context.term()
+
+
+async def test_another_gateways_feed_that_is_none_takes_nothing_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    context = zmq.Context()
+    feed = context.socket(zmq.PUB)
+    port = feed.bind_to_random_port("tcp://127.0.0.1")
+    try:
+        async with cluster(1) as gateways:
+            (gateway,) = gateways.values()
+            gateway.card = msgspec.structs.replace(
+                gateway.card, load_endpoints=[f"tcp://127.0.0.1:{port}"], gateways=[gateway.endpoint]
+            )
+            async with linked(gateway.endpoint, listener) as link:
+
+                def complained() -> bool:
+                    feed.send(b"something else")
+                    return "is no load feed" in caplog.text
+
+                await eventually(complained)
+                assert link.online
+                assert [state for state, _ in listener.states] == [LinkState.ONLINE]
+    finally:
+        feed.close(linger=0)
+        context.term()
+
+
+async def test_a_name_is_dialled_at_every_address_and_looked_up_anew_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = Listener()
+    async with cluster(1) as gateways:
+        (gateway,) = gateways.values()
+        port = int(gateway.endpoint.rpartition(":")[2])
+        asked = 0
+
+        def getaddrinfo(host: str, *_: Any, **__: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise socket.gaierror(-3, "Temporary failure in name resolution")
+            hosts = ["127.0.0.2"] if asked == 2 else ["127.0.0.2", "127.0.0.1"]
+            return [(0, socket.SOCK_STREAM, 6, "", (each, port)) for each in hosts]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        async with linked(f"tcp://gateways.example:{port}", listener) as link:
+            await eventually(lambda: link.online)
+            assert link.reason.endswith(f"at tcp://127.0.0.1:{port}")
+            assert asked >= 3
+            assert "cannot look up tcp://gateways.example" in listener.states[0][1]
