@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from edge_agent.catching_up import CatchingUp
 from edge_agent.controller import Controller
 from edge_agent.decision import Decision
 from edge_agent.estimate import MIN_SPAN_BYTES
@@ -28,7 +29,7 @@ from edge_agent.listener import LinkState
 from edge_agent.local_api import LocalApi
 from edge_agent.pipeline import Pipeline
 from edge_agent.power import choose_meter
-from edge_agent.registration import Progress, register
+from edge_agent.registration import Progress, Registered, register
 from edge_agent.requests import RequestTable
 from edge_agent.result import Result
 from edge_agent.runner import Runner
@@ -60,6 +61,9 @@ class RunnerFactory(Protocol):
 class EdgeAgent:
     """Entered, it has loaded and profiled its networks and serves requests; left, it has drained them.
 
+    On a machine that was calibrated, networks without a profile are planned on predicted times at once, and
+    profiled while no request is in flight.
+
     Entering raises ConfigError or UnknownModelError for what the configuration names and does not exist,
     CaptureError or BundleError for a network, StartupError for a device or socket that cannot be used.  It
     does not fail without a cloud: requests are then computed here.  A defect in one of its loops cancels
@@ -85,6 +89,7 @@ class EdgeAgent:
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline
         self._widening: Widening
+        self._catching_up: CatchingUp
         self._link: CloudLink
         self.runner: Runner
 
@@ -122,6 +127,7 @@ class EdgeAgent:
                 controller, self.runner, self.config.cache_dir, self._pipeline.now_ms, self._pipeline.idle
             )
             self._pipeline.cloud.on_offer = self._widening.on_card
+            self._catching_up = CatchingUp(self.runner, self.config, self._pipeline.idle, self._on_measured)
             for model in self.config.models:
                 await self._load(model)
             self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline.cloud)
@@ -135,6 +141,7 @@ class EdgeAgent:
                 self._spawn(self._link.run(), "link"),
                 self._spawn(self._pipeline.run_timers(), "timers"),
                 self._spawn(self._widening.run(), "wide cuts"),
+                self._spawn(self._catching_up.run(), "catching up"),
             ]
             if local is not None:
                 loops.append(self._spawn(local.run(), "local api"))
@@ -262,6 +269,13 @@ class EdgeAgent:
         except PlanError as error:
             raise ConfigError(f"model {name}: {error}") from error
         self._widening.add(name, registered, constraints)
+        self._catching_up.add(name, registered, constraints)
+
+    def _on_measured(self, name: str, known: Registered) -> None:
+        self._pipeline.controller.on_measured(
+            name, self._pipeline.now_ms(), profile=known.profile, gate=known.gate
+        )
+        self._widening.on_measured(name, known)
 
     def _hello(self) -> Hello:
         offers = [

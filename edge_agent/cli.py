@@ -79,6 +79,8 @@ def profile(
 ) -> None:
     """Show what every unit of the networks costs on this device.
 
+    Example: edge-agent profile --config configs/laptop.yaml --model efficientnet-lite0
+
     Measured once and kept in cache_dir until the network, the device, torch or its threads change.
     """
     from shared.config import AgentConfig, load_config
@@ -87,6 +89,22 @@ def profile(
     from edge_agent.commands import profile_models
 
     print(profile_models(settings, model or [], as_json=as_json))
+
+
+@app.command()
+def calibrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Learn once, in a minute or two, what networks cost on this device; nothing else should run meanwhile.
+
+    Random networks are run and a predictor is fitted and kept in cache_dir.  With it an agent plans at once
+    for a network that it has never run, and measures that while no request is in flight; without it the
+    first start with a network measures before it serves.
+    """
+    from shared.config import AgentConfig, load_config
+
+    settings = load_config(AgentConfig, _required(config))
+    from edge_agent.commands import calibrate_device
+
+    print(calibrate_device(settings, as_json=as_json))
 
 
 @app.command()
@@ -131,6 +149,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the networks would be cut, what each candidate costs stage by stage, and why.
+
+    Example: edge-agent plan --config configs/laptop.yaml --uplink-mbps 6 --cloud-factor 10
 
     The link and the load are measured at the gateway where it answers; what is given here replaces them.
     """

@@ -11,16 +11,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edge_agent.calibrate import run_calibration
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
+from edge_agent.tensors import check_device
 from shared.calibration import calibrate
 from shared.config import AgentConfig, ModelConfig, ModelSource
 from shared.errors import UnknownModelError
 from shared.graph import Graph, save_bundle
 from shared.models import resolve
+from shared.plan.predict import Predictor
 from shared.plan.profile import Profile
 
-__all__ = ["profile_models", "write_bundle"]
+__all__ = ["calibrate_device", "profile_models", "write_bundle"]
 
 _TABLE_WIDTH = 120
 
@@ -54,6 +57,35 @@ def profile_models(config: AgentConfig, names: list[str], *, as_json: bool = Fal
     if as_json:
         return json.dumps({graph.name: json.loads(profile.to_json()) for graph, profile in profiles})
     return "\n\n".join(_table(graph, profile) for graph, profile in profiles)
+
+
+def calibrate_device(config: AgentConfig, *, as_json: bool = False, share: float = 1.0) -> str:
+    """Sweep, fit and keep this device's predictor; what it learned by type of unit.
+
+    ``share`` of the sweep's networks are run.  Raises ConfigError when the device is not there,
+    StartupError when the cache directory cannot be written.
+    """
+    check_device(config.device)
+    with TerminalProgress() as progress:
+        path = run_calibration(
+            config.cache_dir,
+            config.device,
+            config.threads,
+            lambda done, total, name: progress("networks", "sweep", done, total),
+            share=share,
+        )
+    predictor = Predictor.from_json(path.read_bytes())
+    if as_json:
+        return json.dumps({"file": str(path), "predictor": json.loads(predictor.to_json())})
+    table = Table(
+        title=f"{predictor.key.device}, {predictor.key.threads} threads: {predictor.overall.samples} units",
+        title_justify="left",
+    )
+    for heading in ("type of unit", "units", "median error"):
+        table.add_column(heading, justify="left" if heading == "type of unit" else "right")
+    for name, regression in [*predictor.by_type.items(), ("all others", predictor.overall)]:
+        table.add_row(name, str(regression.samples), f"{regression.median_error:.0%}")
+    return f"{_printed(table)}\nkept in {path}"
 
 
 async def _profiles(config: AgentConfig, sources: list[ModelConfig]) -> list[tuple[Graph, Profile]]:
@@ -98,6 +130,10 @@ def _table(graph: Graph, profile: Profile) -> str:
             f"{ms / total_ms:.0%}",
             f"{leaving:,.1f}" if cut.cloud_units else "",
         )
+    return _printed(table)
+
+
+def _printed(table: Table) -> str:
     console = Console(file=io.StringIO(), width=_TABLE_WIDTH)
     console.print(table)
     printed = console.file

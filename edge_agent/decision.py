@@ -42,7 +42,8 @@ class Decision:
     ``previous`` and ``threshold`` are the row and the hysteresis that went into
     :func:`shared.plan.solve.choose`.  ``load_wait_ms`` is the wait as reported, before corrections.
     ``objective`` is for people; ``calibration`` says on what kind of inputs payloads and agreement were
-    measured: ``folder``, ``factory``, ``synthetic``, or ``example``.
+    measured: ``folder``, ``factory``, ``synthetic``, or ``example``; ``profile`` whether the device's times
+    were ``measured`` or only ``predicted``.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Decision:
     unmet: str
     objective: str
     calibration: str
+    profile: str
     power: Power | None
     runner_up: int | None
     margin: float
@@ -154,6 +156,7 @@ class Decision:
             "unmet": self.unmet,
             "objective": self.objective,
             "calibration": self.calibration,
+            "profile": self.profile,
             "energy_mj": None if self.power is None else _plain(self.energy_mj or 0.0),
             "runner_up": runner_up,
             "margin": _plain(self.margin),

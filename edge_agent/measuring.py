@@ -1,6 +1,6 @@
 """What is measured of a network before it serves: read from the cache directory, or measured and kept.
 
-Everything here runs torch, in the thread of the runner.
+Everything here runs torch, in the thread of the runner, and what takes long goes in steps.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from shared.calibration import Calibration
 from shared.codec import Form
 from shared.graph import Cut, Program
-from shared.plan.fidelity import MOST_SAMPLES, agreement_of, measure_gate, missing
+from shared.plan.fidelity import MOST_SAMPLES, agreement_of, gate_steps, missing
 from shared.plan.gate import Gate, GateKey, load_gate, save_gate
-from shared.plan.measure import Progress, measure_profile
+from shared.plan.measure import profile_steps
 from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
+from shared.plan.steps import Steps
 
-__all__ = ["gate_of", "profile_of"]
+__all__ = ["gate_of", "kept_gate", "kept_profile", "profile_of"]
 
 log = logging.getLogger("suture.agent")
 
@@ -30,18 +31,20 @@ def profile_of(
     *,
     repeats: int,
     clock: Callable[[], float],
-    progress: Progress | None = None,
-) -> Profile:
+) -> Steps[Profile]:
     """What the network costs here.  Units are timed on the first calibration input."""
-    kept, warning = load_profile(cache_dir, key, len(program.graph.units))
-    _warn(warning)
+    kept = kept_profile(program, key, cache_dir)
     if kept is not None:
         return kept
-    profile = measure_profile(
-        program, calibration.samples, key, repeats=repeats, progress=progress, clock=clock
-    )
+    profile = yield from profile_steps(program, calibration.samples, key, repeats=repeats, clock=clock)
     _warn(save_profile(cache_dir, profile))
     return profile
+
+
+def kept_profile(program: Program, key: ProfileKey, cache_dir: Path) -> Profile | None:
+    kept, warning = load_profile(cache_dir, key, len(program.graph.units))
+    _warn(warning)
+    return kept
 
 
 def gate_of(
@@ -53,36 +56,40 @@ def gate_of(
     enough: float | None,
     cuts: Sequence[Cut] | None = None,
     known: Gate | None = None,
-    progress: Progress | None = None,
-) -> Gate:
+) -> Steps[Gate]:
     """What lossy ``forms`` do to the answer at ``cuts``, at all topological ones when None.
 
     Inputs are asked until it is known of each whether it leaves ``enough`` answers as they are, or there
-    are no more of them; all are when that is None.  ``known`` stands for what the cache holds, and is part of the answer.
+    are no more of them; all are when that is None.  ``known`` stands for what the cache holds, and is part
+    of the answer.
     """
     graph = program.graph
-    key = GateKey(graph.digest, calibration.name, agreement_of(graph), program.mode)
     if known is None:
-        known, warning = load_gate(cache_dir, key)
-        _warn(warning)
+        known = kept_gate(program, calibration, cache_dir)
     most = MOST_SAMPLES if calibration.synthetic else len(calibration.samples)
-    if known is not None and not missing(
-        graph, graph.cuts if cuts is None else cuts, forms, known, enough, most
-    ):
+    if not missing(graph, graph.cuts if cuts is None else cuts, forms, known, enough, most):
         return known
-    gate = measure_gate(
+    gate = yield from gate_steps(
         program,
         calibration.stream(),
-        key,
+        known.key,
         forms=forms,
         cuts=cuts,
         known=known,
         enough=enough,
         most=most,
-        progress=progress,
     )
     _warn(save_gate(cache_dir, gate))
     return gate
+
+
+def kept_gate(program: Program, calibration: Calibration, cache_dir: Path) -> Gate:
+    """What the cache holds; without it a gate that passes nothing lossy."""
+    graph = program.graph
+    key = GateKey(graph.digest, calibration.name, agreement_of(graph), program.mode)
+    kept, warning = load_gate(cache_dir, key)
+    _warn(warning)
+    return Gate(key, 0, {}) if kept is None else kept
 
 
 def _warn(warning: str | None) -> None:

@@ -196,8 +196,7 @@ async def _plan(
     )
     problem, _ = pose(rows, known.graph, wanted, constraints, gate, largest)
     about = {
-        "device": f"{config.device}, {known.profile.key.threads} threads, "
-        f"{known.profile.whole_ms:.1f} ms for the whole network",
+        "device": _device(config, known),
         "cloud": cloud_fact,
         **facts,
         "calibration": "synthetic: made-up inputs, name typical ones in the configuration"
@@ -207,11 +206,22 @@ async def _plan(
     return Planned(explanation, problem, about, len(cuts))
 
 
+def _device(config: AgentConfig, known: Registered) -> str:
+    whole_ms, threads = known.profile.whole_ms, known.profile.key.threads
+    where = f"{config.device}, {threads} threads"
+    if not known.profile.predicted:
+        return f"measured: {whole_ms:.1f} ms for the whole network on {where}"
+    return (
+        f"predicted: {whole_ms:.1f} ms for the whole network on {where}, in codecs of known sizes; "
+        "`edge-agent profile` measures"
+    )
+
+
 async def _judged(
     runner: Runner, config: AgentConfig, source: ModelConfig, known: Registered, cuts: tuple[Cut, ...]
 ) -> Gate | None:
     """The gate, with the cuts beyond the topological ones."""
-    if known.gate is None or not cuts:
+    if known.gate is None or not cuts or known.profile.predicted:
         return known.gate
     with TerminalProgress() as progress:
         return await runner.gate(

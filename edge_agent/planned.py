@@ -123,7 +123,12 @@ class PlannedModel:
     def on_measured(
         self, profile: Profile | None, gate: Gate | None, wide_cuts: Sequence[Cut] | None
     ) -> None:
-        """Better knowledge of this device, the codecs' fidelity or the cuts; None leaves what is there."""
+        """Better knowledge of this device, the codecs' fidelity or the cuts; None leaves what is there.
+
+        What requests taught of predicted times says nothing of measured ones.
+        """
+        if profile is not None and profile.predicted != self._profile.predicted:
+            self.corrections = Corrections()
         self._profile = profile or self._profile
         self._gate = gate or self._gate
         self._wide_cuts = self._wide_cuts if wide_cuts is None else tuple(wide_cuts)
@@ -284,6 +289,7 @@ class PlannedModel:
             unmet=scores.unmet,
             objective=objective_name(objective or self.objective),
             calibration=self._profile.key.calibration.partition(" ")[0],
+            profile="predicted" if self._profile.predicted else "measured",
             power=self._power,
             runner_up=choice.runner_up,
             margin=choice.margin,

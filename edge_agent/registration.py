@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+from edge_agent.calibrate import kept_predictor
 from edge_agent.goals import constraints_of
+from edge_agent.measuring import kept_gate, kept_profile
 from edge_agent.runner import Runner
 from shared.calibration import Calibration, calibrate
 from shared.codec import Codec, Form
@@ -16,6 +19,8 @@ from shared.graph import Graph
 from shared.models import Model, resolve
 from shared.plan.constraints import Constraints
 from shared.plan.gate import Gate
+from shared.plan.measure import plain_profile
+from shared.plan.predict import predict_profile
 from shared.plan.profile import Profile
 
 __all__ = ["Progress", "Registered", "lossy_forms", "register"]
@@ -33,7 +38,9 @@ class Progress(Protocol):
 class Registered:
     """A network that the runner can run, and what was measured of it here.
 
-    ``gate`` is None where the configuration allows no lossy codec, so that nothing is to be judged.
+    ``gate`` is None where the configuration allows no lossy codec, so that nothing is to be judged.  Where
+    ``profile.predicted``, both are what is to be replaced by measurement, and the gate passes only what an
+    earlier start measured.
     """
 
     model: Model
@@ -48,6 +55,9 @@ async def register(
 ) -> Registered:
     """Resolve, load, calibrate, profile and judge one network; the last two from the cache where it has
     them.
+
+    Where it has no profile but ``edge-agent calibrate`` kept a predictor for this device, the profile is
+    predicted, which takes no time, and nothing is judged.
 
     Raises what these raise: ConfigError, UnknownModelError, CaptureError or BundleError.
     """
@@ -66,6 +76,12 @@ async def register(
             "made-up inputs, so name typical ones under calibration: in its configuration",
             source.name,
         )
+    forms = lossy_forms(constraints_of(source))
+    predicted = await runner.call(
+        partial(_predicted, runner, source.name, calibration, config.cache_dir, bool(forms))
+    )
+    if predicted is not None:
+        return Registered(model, graph, calibration, *predicted)
     profile = await runner.profile(
         source.name,
         calibration,
@@ -73,7 +89,6 @@ async def register(
         repeats=config.profile_repeats,
         progress=partial(report, "profile"),
     )
-    forms = lossy_forms(constraints_of(source))
     gate = None
     if forms:
         gate = await runner.gate(
@@ -85,6 +100,22 @@ async def register(
             progress=partial(report, "accuracy"),
         )
     return Registered(model, graph, calibration, profile, gate)
+
+
+def _predicted(
+    runner: Runner, name: str, calibration: Calibration, cache_dir: Path, judged: bool
+) -> tuple[Profile, Gate | None] | None:
+    """A predicted profile and what is known of the codecs; None where there is a measured profile, or no
+    predictor.  On the worker."""
+    program, key = runner.program(name), runner.profile_key(name, calibration)
+    predictor, warning = kept_predictor(cache_dir, key.device, key.threads)
+    if warning is not None:
+        log.warning("%s", warning)
+    if predictor is None or kept_profile(program, key, cache_dir) is not None:
+        return None
+    profile = plain_profile(program, predict_profile(program.graph, predictor), key, runner.profile_clock)
+    log.info("%s: planned on predicted times until it is measured", name)
+    return profile, kept_gate(program, calibration, cache_dir) if judged else None
 
 
 def lossy_forms(constraints: Constraints) -> tuple[Form, ...]:

@@ -26,8 +26,8 @@ from shared.codec.threads import one_thread
 from shared.errors import CodecError
 from shared.graph import CapturedModel, Cut, Graph, Program, State, load
 from shared.plan.gate import Gate
-from shared.plan.measure import Progress
 from shared.plan.profile import Profile, ProfileKey
+from shared.plan.steps import Progress, Steps, finish
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
@@ -133,28 +133,28 @@ class Runner:
         progress: Progress | None = None,
     ) -> Profile:
         """What the network costs here: as kept in ``cache_dir``, or measured now and kept there."""
+        steps = self.profile_steps(name, calibration, cache_dir=cache_dir, repeats=repeats)
+        return await self.call(partial(finish, steps, progress))
+
+    def profile_steps(
+        self, name: str, calibration: Calibration, *, cache_dir: Path, repeats: int
+    ) -> Steps[Profile]:
+        """As :meth:`profile`, to be advanced on the worker by :meth:`call`."""
+        key = self.profile_key(name, calibration)
+        program, clock = self._programs[name], self.profile_clock
+        return (yield from profile_of(program, calibration, key, cache_dir, repeats=repeats, clock=clock))
+
+    def profile_key(self, name: str, calibration: Calibration) -> ProfileKey:
+        """What a profile measured here now depends on.  To be asked on the worker, whose threads count."""
         program = self._programs[name]
-
-        def body() -> Profile:
-            key = ProfileKey(
-                program.graph.digest,
-                self.profile_device,
-                torch.get_num_threads(),
-                torch.__version__,
-                mode=program.mode,
-                calibration=calibration.name,
-            )
-            return profile_of(
-                program,
-                calibration,
-                key,
-                cache_dir,
-                repeats=repeats,
-                clock=self.profile_clock,
-                progress=progress,
-            )
-
-        return await self.call(body)
+        return ProfileKey(
+            program.graph.digest,
+            self.profile_device,
+            torch.get_num_threads(),
+            torch.__version__,
+            mode=program.mode,
+            calibration=calibration.name,
+        )
 
     async def gate(
         self,
@@ -171,18 +171,31 @@ class Runner:
         """What lossy ``forms`` do to the network's answer at ``cuts``, all topological ones when None: as
         ``known``, as kept in ``cache_dir``, or measured now and kept there, as closely as it takes to tell
         whether they leave ``enough`` answers as they are."""
-        return await self.call(
-            partial(
-                gate_of,
-                self._programs[name],
-                calibration,
-                cache_dir,
-                forms=forms,
-                enough=enough,
-                cuts=cuts,
-                known=known,
-                progress=progress,
-            )
+        steps = self.gate_steps(
+            name, calibration, cache_dir=cache_dir, forms=forms, enough=enough, cuts=cuts, known=known
+        )
+        return await self.call(partial(finish, steps, progress))
+
+    def gate_steps(
+        self,
+        name: str,
+        calibration: Calibration,
+        *,
+        cache_dir: Path,
+        forms: Sequence[Form],
+        enough: float | None = None,
+        cuts: Sequence[Cut] | None = None,
+        known: Gate | None = None,
+    ) -> Steps[Gate]:
+        """As :meth:`gate`, to be advanced on the worker by :meth:`call`."""
+        return gate_of(
+            self._programs[name],
+            calibration,
+            cache_dir,
+            forms=forms,
+            enough=enough,
+            cuts=cuts,
+            known=known,
         )
 
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:

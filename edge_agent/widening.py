@@ -1,4 +1,4 @@
-"""Cuts beyond the topological ones, looked for whenever the cloud's unit times are new.
+"""Cuts beyond the topological ones, looked for whenever unit times are new, the cloud's or the device's.
 
 Finding them takes too long for the event loop and would keep requests from the worker, so it happens in a
 thread of its own, and requests go on with the cuts there are.  What is found is used in lossless codecs at
@@ -60,6 +60,15 @@ class Widening:
         if constraints.cut is None:
             self._networks[name] = _Network(registered, constraints)
 
+    def on_measured(self, name: str, registered: Registered) -> None:
+        """More is known of a network: what was found for it is looked for again."""
+        network = self._networks.get(name)
+        if network is None:
+            return
+        network.registered = registered
+        if network.unit_ms:
+            self._pending.put_nowait(name)
+
     def on_card(self, card: ModelCard) -> None:
         network = self._networks.get(card.name)
         if network is None or card.error or card.digest != network.registered.graph.digest:
@@ -83,17 +92,19 @@ class Widening:
         cuts = await asyncio.to_thread(
             widened_cuts, known.graph, known.profile, unit_ms, constraints.codecs or FAITHFUL, self._grid()
         )
-        if network.unit_ms != unit_ms:
-            return  # a newer card is pending
+        if network.unit_ms != unit_ms or network.registered is not known:
+            return  # what is newer is pending
         self._controller.on_measured(name, self._now_ms(), wide_cuts=cuts)
         if not cuts:
             return
         log.info("%s: %d cuts beyond the order of its units are worth considering", name, len(cuts))
         gate = known.gate
-        if gate is None:
-            return
+        if gate is None or known.profile.predicted:
+            return  # there is nothing to judge, or it waits for what is measured of all cuts
         for cut in cuts:
             await self._idle()
+            if network.registered is not known:
+                return
             gate = await self._runner.gate(
                 name,
                 known.calibration,

@@ -6,7 +6,7 @@ Like :mod:`shared.plan.measure` this needs torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -16,10 +16,10 @@ from shared.graph.ir import Cut, Graph
 from shared.graph.run import Program, State
 from shared.plan.evidence import agreement_bounds, similarity_bounds
 from shared.plan.gate import Agreement, Fidelity, Gate, GateKey
+from shared.plan.steps import Progress, Steps, finish
 
-__all__ = ["LOSSY", "MOST_SAMPLES", "Wanted", "agreement_of", "measure_gate", "missing"]
+__all__ = ["LOSSY", "MOST_SAMPLES", "Wanted", "agreement_of", "gate_steps", "measure_gate", "missing"]
 
-Progress = Callable[[int, int], None]
 Wanted = tuple[Cut, list[Form]]
 
 MOST_SAMPLES = 64
@@ -51,7 +51,24 @@ def measure_gate(
     most: int = MOST_SAMPLES,
     progress: Progress | None = None,
 ) -> Gate:
-    """Fidelity of ``cuts`` (all topological ones when None) in each of ``forms`` against the whole network.
+    """The gate, as of :func:`gate_steps`."""
+    steps = gate_steps(program, samples, key, forms=forms, cuts=cuts, known=known, enough=enough, most=most)
+    return finish(steps, progress)
+
+
+def gate_steps(
+    program: Program,
+    samples: Iterable[Sequence[torch.Tensor]],
+    key: GateKey,
+    *,
+    forms: Sequence[Form] = LOSSY,
+    cuts: Sequence[Cut] | None = None,
+    known: Gate | None = None,
+    enough: float | None = None,
+    most: int = MOST_SAMPLES,
+) -> Steps[Gate]:
+    """Measure the fidelity of ``cuts`` (all topological ones when None) in each of ``forms`` against the
+    whole network.
 
     ``samples`` are input leaves in the order of ``graph.inputs``, batch 1 where the batch is free.  They are
     taken in growing portions, four first and ``most`` in all, as long as there is a pair of which they do
@@ -69,19 +86,21 @@ def measure_gate(
     open_pairs = wanted
     while open_pairs and (portion := list(islice(source, max(_FIRST, count)))):
         count += len(portion)
-        for leaves in _batched(graph, portion):
-            for cut, form, whole, answer in _answers(program, leaves, open_pairs):
-                found[cut.live][form].add(whole, answer, key.agreement)
-        for cut, lacking in open_pairs:
-            judged[cut.live].update((form, found[cut.live][form].fidelity(key.agreement)) for form in lacking)
-            done += 1
-            if progress is not None:
-                progress(done, steps)
+        batches = _batched(graph, portion)
+        for number, leaves in enumerate(batches, start=1):
+            for cut, whole, answers in _answers(program, leaves, open_pairs):
+                for form, answer in answers.items():
+                    found[cut.live][form].add(whole, answer, key.agreement)
+                if number == len(batches):
+                    seen = found[cut.live]
+                    judged[cut.live].update((form, seen[form].fidelity(key.agreement)) for form in answers)
+                    done += 1
+                    yield done, steps
         open_pairs = _open(open_pairs, judged, enough, most)
     if wanted and not count:
         raise ValueError("no sample to measure the accuracy gate on")
-    if wanted and done < steps and progress is not None:
-        progress(steps, steps)
+    if done < steps:
+        yield steps, steps
     measured = dict(known.measured) if known is not None else {}
     for live, by_form in judged.items():
         measured[live] = {**measured.get(live, {}), **by_form}
@@ -136,8 +155,8 @@ def _open(
 
 def _answers(
     program: Program, leaves: Sequence[torch.Tensor], pairs: Sequence[Wanted]
-) -> Iterator[tuple[Cut, Form, Sequence[torch.Tensor], Sequence[torch.Tensor]]]:
-    """For every pair the whole network's outputs, and those with the cut's tensors as they arrive."""
+) -> Iterator[tuple[Cut, Sequence[torch.Tensor], dict[Form, list[torch.Tensor]]]]:
+    """For every cut the whole network's outputs, and by form those with the cut's tensors as they arrive."""
     graph = program.graph
     whole = program(leaves)
     state = program.start(leaves)
@@ -146,11 +165,13 @@ def _answers(
             state = program.start(leaves)
         program.run(state, [unit for unit in cut.edge_units if not state.has_run(unit)])
         kept = program.outputs(state)
+        answers = {}
         for form, sent in _as_sent(program, state, cut, forms):
             tail = program.resume(cut, sent, state.batch)
             program.run(tail, cut.cloud_units)
             outputs = {**kept, **program.outputs(tail)}
-            yield cut, form, whole, [outputs[slot] for slot in graph.outputs]
+            answers[form] = [outputs[slot] for slot in graph.outputs]
+        yield cut, whole, answers
 
 
 def _as_sent(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from statistics import fmean, median, quantiles
 
 import torch
@@ -16,12 +17,10 @@ from shared.codec.threads import one_thread
 from shared.graph.ir import Graph
 from shared.graph.run import Program
 from shared.plan.profile import CodecCost, Profile, ProfileKey
+from shared.plan.steps import Progress, Steps, finish
 from shared.tensor import DType, TensorSpec
 
-__all__ = ["Progress", "measure_profile"]
-
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all, from the thread that measures."""
+__all__ = ["Progress", "measure_profile", "plain_profile", "profile_steps"]
 
 Clock = Callable[[], float]
 
@@ -40,7 +39,22 @@ def measure_profile(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> Profile:
-    """The profile of ``program`` under the torch threads of the calling thread.
+    """The profile of ``program``, as of :func:`profile_steps`."""
+    return finish(
+        profile_steps(program, examples, key, repeats=repeats, codecs=codecs, clock=clock), progress
+    )
+
+
+def profile_steps(
+    program: Program,
+    examples: Sequence[Sequence[torch.Tensor]],
+    key: ProfileKey,
+    *,
+    repeats: int = 10,
+    codecs: Sequence[Codec] = tuple(Codec),
+    clock: Clock = time.perf_counter,
+) -> Steps[Profile]:
+    """Measure the profile of ``program`` under the torch threads of the calling thread.
 
     ``examples`` are input leaves in the order of ``graph.inputs``, at batch 1 where the network's batch is
     free.  Times are taken on the first; payload sizes are means over all, on their real activations.
@@ -51,14 +65,7 @@ def measure_profile(
     graph = program.graph
     slots = _sendable_slots(graph)
     steps_in_all = 2 * repeats + len(slots) * len(examples)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, steps_in_all)
-
+    numbers = count(1)
     leaves = examples[0]
     for _ in range(_WARM_UP_RUNS):
         program(leaves)
@@ -67,9 +74,9 @@ def measure_profile(
     for _ in range(repeats):  # interleaved, so that both see the same clock rates and neighbours
         for samples, one in zip(unit_samples, program.unit_times(leaves, 1, clock), strict=True):
             samples.extend(one)
-        step()
+        yield next(numbers), steps_in_all
         whole_samples.append(_median_ms(lambda: program(leaves), program.device, clock, 1))
-        step()
+        yield next(numbers), steps_in_all
 
     sent_as = {slot: {codec: _as_sent(codec, graph.values[slot].dtype) for codec in codecs} for slot in slots}
     sizes: dict[int, dict[Codec, list[float]]] = {
@@ -87,7 +94,7 @@ def measure_profile(
                 for codec, found in sizes[slot].items():
                     if not found or codec is not codec.plain:  # else as large as for the first example
                         found.append(float(encode(tensor, codec, slot)[0].payload_bytes))
-            step()
+            yield next(numbers), steps_in_all
     return Profile(
         key=key,
         unit_ms=tuple(median(samples) for samples in unit_samples),
@@ -102,6 +109,52 @@ def measure_profile(
             }
             for slot in slots
         },
+    )
+
+
+def plain_profile(
+    program: Program,
+    unit_ms: Sequence[float],
+    key: ProfileKey,
+    clock: Clock = time.perf_counter,
+) -> Profile:
+    """A profile of which the units' times are predicted, in a fraction of a second.
+
+    It holds the codecs without an entropy stage: their payloads have the same size whatever the values,
+    and are timed on noise of the tensors' shapes.  Those with one need the network's activations.
+    """
+    graph = program.graph
+    batch = 1 if graph.dynamic_batch else graph.captured_batch
+    generator = torch.Generator().manual_seed(0)
+    payloads = {}
+    for slot in _sendable_slots(graph):
+        spec = graph.values[slot].at(batch)
+        noise = torch.rand(spec.shape, generator=generator).to(getattr(torch, spec.dtype.label))
+        menu = (codec for codec in Codec if codec is codec.plain)
+        payloads[slot] = {
+            codec: _plain_cost(noise, _as_sent(codec, spec.dtype), slot, spec, program.device, clock)
+            for codec in menu
+        }
+    return Profile(
+        key=key,
+        unit_ms=tuple(unit_ms),
+        unit_spread_ms=(0.0,) * len(unit_ms),
+        whole_ms=sum(unit_ms),
+        whole_spread_ms=0.0,
+        repeats=0,
+        payloads=payloads,
+        predicted=True,
+    )
+
+
+def _plain_cost(
+    tensor: torch.Tensor, codec: Codec, slot: int, spec: TensorSpec, device: torch.device, clock: Clock
+) -> CodecCost:
+    header, payload = encode(tensor, codec, slot)
+    return CodecCost(
+        float(header.payload_bytes),
+        _median_ms(lambda: encode(tensor, codec, slot), device, clock, 1),
+        _median_ms(lambda: decode(header, payload, spec), device, clock, 1),
     )
 
 

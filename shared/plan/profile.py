@@ -67,7 +67,8 @@ class Profile:
     """Medians at batch 1 and their spreads (half the interquartile range), in ms.
 
     ``payloads[slot][codec]`` covers every slot that some cut sends and every output.  ``whole_ms`` is the
-    whole network in one run; the units' sum should be near it (:attr:`sum_over_whole`).
+    whole network in one run; the units' sum should be near it (:attr:`sum_over_whole`).  ``predicted`` says
+    that the units were never run, which is never kept.
     """
 
     key: ProfileKey
@@ -77,6 +78,7 @@ class Profile:
     whole_spread_ms: float
     repeats: int
     payloads: Mapping[int, Mapping[Codec, CodecCost]]
+    predicted: bool = False
 
     @property
     def digest(self) -> str:
