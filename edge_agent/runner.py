@@ -112,6 +112,10 @@ class Runner:
     def program(self, name: str) -> Program:
         return self._programs[name]
 
+    def urgent_ms(self) -> float:
+        """Expected time until the local completion of a request would start, if it were begun now."""
+        return self._worker.urgent_ms()
+
     def queued_ms(self) -> float:
         """Expected time until a job submitted now would start."""
         return self._worker.queued_ms()
@@ -254,7 +258,7 @@ class Runner:
             return {**prefix.outputs, **program.outputs(state)}, compute_ms
 
         fitting = self._wherever_it_fits(name, body)
-        (outputs, compute_ms), wait_ms = await self._worker.run(fitting, work, expected_ms)
+        (outputs, compute_ms), wait_ms = await self._worker.run(fitting, work, expected_ms, urgent=True)
         return Answer(outputs, wait_ms, compute_ms)
 
     async def decode(
@@ -279,7 +283,7 @@ class Runner:
         if sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES:
             outputs, ms = body()
             return Answer(outputs, 0.0, ms)
-        (outputs, ms), wait_ms = await self._worker.run(body, work, 0.0)
+        (outputs, ms), wait_ms = await self._worker.run(body, work, 0.0, urgent=True)
         return Answer(outputs, wait_ms, ms)
 
     async def close(self, patience_s: float = 10.0) -> bool:
@@ -308,6 +312,7 @@ class Runner:
             chunk = units[first : first + _UNITS_PER_CHUNK]
             _, ms = self._timed("compute", partial(program.run, state, chunk))
             total_ms += ms
+            self._worker.give_way()
         return total_ms
 
 

@@ -47,41 +47,53 @@ class Work:
 @dataclass(slots=True, eq=False)
 class _Job:
     body: Callable[[], Any]
-    work: Work
+    urgent: bool
     expected_ms: float
     submitted_s: float
     future: asyncio.Future[tuple[Any, float]]
     loop: asyncio.AbstractEventLoop
-    started_s: float | None = None
+    started_s: float = 0.0
+    waited_s: float = 0.0
+    """Before it started, and for urgent jobs since."""
+
+    def left_ms(self, now_s: float) -> float:
+        elapsed_s = now_s - self.submitted_s - self.waited_s if self.started_s else 0.0
+        return max(self.expected_ms - elapsed_s * 1000.0, 0.0)
 
 
 class Worker:
-    """Runs jobs one after the other in a thread of its own, in the order in which they came.
+    """Runs jobs one after the other in a thread of its own: urgent ones first, else in order of arrival.
 
-    ``set_up`` is called in the thread before its first job.  A thread that ends by something that is no
-    Exception fails its job with InternalError and is replaced.
+    A job that is not urgent lets urgent ones in wherever it calls :meth:`give_way`.  ``set_up`` is called
+    in the thread before its first job.  A thread that ends by something that is no Exception fails its job
+    with InternalError and is replaced.
     """
 
     def __init__(self, name: str, set_up: Callable[[], None]) -> None:
         self._name = name
         self._set_up = set_up
         self._waiting: deque[_Job] = deque()
-        self._running: _Job | None = None
+        self._urgent: deque[_Job] = deque()
+        self._running: list[_Job] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def queued_ms(self) -> float:
         """Expected time until a job submitted now would start."""
+        now_s = time.perf_counter()
         with self._changed:
-            total = sum(job.expected_ms for job in self._waiting)
-            running = self._running
-        if running is not None and running.started_s is not None:
-            elapsed_ms = (time.perf_counter() - running.started_s) * 1000.0
-            total += max(running.expected_ms - elapsed_ms, 0.0)
-        return total
+            return sum(job.left_ms(now_s) for job in (*self._running, *self._urgent, *self._waiting))
 
-    async def run(self, body: Callable[[], T], work: Work, expected_ms: float) -> tuple[T, float]:
+    def urgent_ms(self) -> float:
+        """Expected time until an urgent job submitted now would start, if all others give way at once."""
+        now_s = time.perf_counter()
+        with self._changed:
+            return sum(job.left_ms(now_s) for job in (*self._running, *self._urgent) if job.urgent)
+
+    async def run(
+        self, body: Callable[[], T], work: Work, expected_ms: float, *, urgent: bool = False
+    ) -> tuple[T, float]:
         """The result of ``body`` and the ms that it waited.  Cancel-safe: what has not begun is withdrawn.
 
         Raises Stopped when ``work`` was stopped before it began, UnavailableError when the worker is
@@ -90,7 +102,7 @@ class Worker:
         if work.stopped:
             raise Stopped
         loop = asyncio.get_running_loop()
-        job = _Job(body, work, expected_ms, time.perf_counter(), loop.create_future(), loop)
+        job = _Job(body, urgent, expected_ms, time.perf_counter(), loop.create_future(), loop)
         work.on_stop = lambda: self._withdraw(job)
         self._submit(job)
         try:
@@ -106,7 +118,8 @@ class Worker:
         thread is left behind."""
         with self._changed:
             self._closed = True
-            abandoned, thread = list(self._waiting), self._thread
+            abandoned, thread = [*self._urgent, *self._waiting], self._thread
+            self._urgent.clear()
             self._waiting.clear()
             self._changed.notify()
         for job in abandoned:
@@ -123,7 +136,7 @@ class Worker:
         with self._changed:
             if self._closed:
                 raise UnavailableError("the agent has stopped; start it again")
-            self._waiting.append(job)
+            (self._urgent if job.urgent else self._waiting).append(job)
             if self._thread is None:
                 self._start()
             else:
@@ -132,7 +145,7 @@ class Worker:
     def _withdraw(self, job: _Job) -> None:
         with self._changed:
             try:
-                self._waiting.remove(job)
+                (self._urgent if job.urgent else self._waiting).remove(job)
             except ValueError:
                 return  # it runs, or has ended
         _resolve(job, error=Stopped())
@@ -143,6 +156,16 @@ class Worker:
         # A daemon: a computation that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
         self._thread.start()
+
+    def give_way(self) -> None:
+        """To be called by a job, in the thread, between two steps: urgent jobs that wait are run now."""
+        if not self._urgent or self._running[-1].urgent:
+            return
+        began_s = time.perf_counter()
+        interrupted = self._running[-1]
+        while self._urgent and (job := self._take(self._urgent)) is not None:
+            self._run(job)
+        interrupted.waited_s += time.perf_counter() - began_s
 
     def _serve(self) -> None:
         try:
@@ -155,33 +178,42 @@ class Worker:
 
     def _next(self) -> _Job | None:
         with self._changed:
-            self._running = None
-            while not self._waiting and not self._closed:
+            while not self._urgent and not self._waiting and not self._closed:
                 self._changed.wait()
-            if not self._waiting:
+            return self._take(self._urgent) or self._take(self._waiting)
+
+    def _take(self, queue: deque[_Job]) -> _Job | None:
+        with self._changed:
+            if not queue:
                 return None
-            self._running = self._waiting.popleft()
-            self._running.started_s = time.perf_counter()
-            return self._running
+            job = queue.popleft()
+            self._running.append(job)
+            job.started_s = time.perf_counter()
+            job.waited_s = job.started_s - job.submitted_s
+            return job
 
     def _run(self, job: _Job) -> None:
-        assert job.started_s is not None
+        value, error = None, None
         try:
             value = job.body()
-        except Exception as error:  # noqa: BLE001 - raised by whoever waits for it
-            _post(job, error=error)
-        else:
-            _post(job, value=(value, (job.started_s - job.submitted_s) * 1000.0))
+        except Exception as raised:  # noqa: BLE001 - raised by whoever waits for it
+            error = raised
+        with self._changed:
+            self._running.pop()
+        _post(job, (value, job.waited_s * 1000.0), error)
 
     def _on_death(self, error: BaseException) -> None:
-        """Fail the job that it was at, or all of them if it never got to one, and give way to another."""
+        """Fail what it was at, or all that waits if it never got to anything, and give way to another."""
         log.error("the worker thread ended: %r; another takes over", error)
         with self._changed:
-            lost = [self._running] if self._running is not None else list(self._waiting)
-            if self._running is None:
+            lost = list(self._running)
+            if not lost:
+                lost = [*self._urgent, *self._waiting]
+                self._urgent.clear()
                 self._waiting.clear()
-            self._running = self._thread = None
-            if self._waiting and not self._closed:
+            self._running.clear()
+            self._thread = None
+            if (self._urgent or self._waiting) and not self._closed:
                 self._start()
         for job in lost:
             _post(job, error=InternalError(f"the thread that computed this ended: {error!r}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -137,3 +138,75 @@ async def test_nothing_piles_up_behind_a_computation_that_hangs(worker: Worker) 
     assert len(worker._waiting) == 0
     held.release.set()
     await held.task
+
+
+async def test_urgent_jobs_go_first_and_in_between_the_steps_of_others(worker: Worker) -> None:
+    steps: list[str] = []
+    begun, release = threading.Event(), threading.Event()
+
+    def in_steps() -> str:
+        begun.set()
+        assert release.wait(20)
+        for step in ("one", "two"):
+            worker.give_way()
+            steps.append(step)
+        return "in steps"
+
+    def urgent(name: str) -> None:
+        steps.append(name)
+        worker.give_way()  # an urgent job lets nobody in
+
+    slow = asyncio.ensure_future(worker.run(in_steps, Work(), 1000.0))
+    await eventually(begun.is_set)
+    waiting = asyncio.ensure_future(worker.run(lambda: steps.append("waiting"), Work(), 50.0))
+    await asyncio.sleep(0)
+    assert worker.urgent_ms() == 0.0
+    first = asyncio.ensure_future(worker.run(lambda: urgent("first"), Work(), 30.0, urgent=True))
+    second = asyncio.ensure_future(worker.run(lambda: urgent("second"), Work(), 20.0, urgent=True))
+    await asyncio.sleep(0)
+    assert worker.urgent_ms() == 50.0
+    assert worker.queued_ms() > 100.0  # and what is left of the one that runs
+    release.set()
+    await asyncio.gather(slow, waiting, first, second)
+    assert steps == ["first", "second", "one", "two", "waiting"]
+    assert worker.queued_ms() == worker.urgent_ms() == 0.0
+
+
+async def test_time_lost_to_urgent_jobs_counts_as_waiting(worker: Worker) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def in_steps() -> None:
+        begun.set()
+        assert release.wait(20)
+        worker.give_way()
+
+    slow = asyncio.ensure_future(worker.run(in_steps, Work(), 0.0))
+    await eventually(begun.is_set)
+    urgent = asyncio.ensure_future(worker.run(lambda: time.sleep(0.05), Work(), 0.0, urgent=True))
+    await asyncio.sleep(0)
+    release.set()
+    await urgent
+    _, waited_ms = await slow
+    assert waited_ms >= 50.0
+
+
+async def test_an_urgent_job_that_dies_takes_what_it_interrupted_along(worker: Worker) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def in_steps() -> None:
+        begun.set()
+        assert release.wait(20)
+        worker.give_way()
+
+    def die() -> None:
+        raise SystemExit(3)
+
+    slow = asyncio.ensure_future(worker.run(in_steps, Work(), 0.0))
+    await eventually(begun.is_set)
+    dying = asyncio.ensure_future(worker.run(die, Work(), 0.0, urgent=True))
+    await asyncio.sleep(0)
+    release.set()
+    for each in (slow, dying):
+        with pytest.raises(InternalError):
+            await each
+    assert (await worker.run(lambda: 7, Work(), 0.0))[0] == 7
