@@ -118,7 +118,7 @@ class EdgeAgent:
             self.runner = self._runner_factory(self.config.device, self.config.threads)
             stack.push_async_callback(self.runner.close)
             table = RequestTable(self.config.max_in_flight, self.config.max_in_flight_bytes)
-            controller = Controller(self.config.cloud)
+            controller = Controller(self.config.cloud, patience_ms=self.config.cloud.patience_ms)
             choice = choose_meter(self.config.power.meter, self._power, self.config.power.rail)
             stack.callback(choice.meter.close)
             log.info("power: %s", choice.why)

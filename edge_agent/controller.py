@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edge_agent.decision import Decision
 from edge_agent.estimate import LinkEstimate, LinkEstimator
 from edge_agent.load_merge import LoadMerge
+from edge_agent.patience import Patience
 from edge_agent.planned import LATENCY, UNCONSTRAINED, LinkState, PlannedModel
 from edge_agent.probing import ProbeBudget
 from shared.codec import Codec
@@ -43,11 +44,23 @@ class Controller:
 
     Not thread-safe: events and :meth:`decide` come from one thread.  ``load_period_ms`` is the period of a
     load feed that names none; a report older than three of its periods counts as unknown.
+
+    What the feed says is told to all devices at once.  With ``patience_ms`` a plan that is to change for
+    nothing else does so at a moment of the device's own (:class:`edge_agent.patience.Patience`), drawn
+    from ``seed``; a deadline that the plan in use would miss waits for no moment.
     """
 
     def __init__(
-        self, link: CloudLinkConfig, *, load_period_ms: float = 100.0, log_length: int = 512
+        self,
+        link: CloudLinkConfig,
+        *,
+        load_period_ms: float = 100.0,
+        log_length: int = 512,
+        patience_ms: float = 0.0,
+        seed: int | None = None,
     ) -> None:
+        self._patience_ms = patience_ms
+        self._seed = seed
         self._loads = LoadMerge(load_period_ms)
         self._models: dict[str, PlannedModel] = {}
         self._link = LinkEstimator(link.assumed_uplink_mbps * 1e6, link.assumed_rtt_ms)
@@ -91,6 +104,7 @@ class Controller:
             constraints=constraints,
             gate=gate,
             power=power,
+            patience=Patience(self._patience_ms, self._seed),
         )
         self._solve([self._models[name]], now_ms)
 
@@ -232,6 +246,16 @@ class Controller:
         planned = self._model(model)
         planned.caution.on_refused(retry_after_ms, now_ms)
         self._solve([planned], now_ms)
+
+    def reseed(self, seed: int) -> None:
+        """Moments of another device from now on: for a copy that is to stand for a second one."""
+        self._seed = seed
+        for model in self._models.values():
+            model.patience = Patience(self._patience_ms, seed)
+
+    def next_moment_ms(self, model: str, now_ms: float) -> float:
+        """When the network may next act on the load alone; may have passed."""
+        return self._model(model).patience.next_ms(now_ms)
 
     # -- decisions
 

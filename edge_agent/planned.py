@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from edge_agent.corrections import Corrections
 from edge_agent.decision import Decision, place_of, why_switched
 from edge_agent.estimate import LinkEstimate
 from edge_agent.load_merge import MergedLoad
+from edge_agent.patience import Patience
 from edge_agent.pin import Pin, within
 from edge_agent.reported import ReportedLoad
 from shared.codec import Codec
@@ -70,6 +72,7 @@ class PlannedModel:
         constraints: Constraints = UNCONSTRAINED,
         gate: Gate | None = None,
         power: Power | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.name = name
         self.graph = graph
@@ -93,6 +96,8 @@ class PlannedModel:
         self._rebuild()
         self._pinned: Pin | None = None
         self._decided_under: Conditions | None = None
+        self._decided_wait_ms = 0.0
+        self.patience = patience or Patience(0.0)
         self._valid_until_ms = -math.inf
         self._better_since_ms: float | None = None
         self._batches: dict[int, Decision] = {}
@@ -103,6 +108,7 @@ class PlannedModel:
     def on_connected(self) -> None:
         """Forget what an earlier connection taught of the cloud's state."""
         self._reported = ReportedLoad()
+        self._had_load = False
         self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
@@ -190,6 +196,8 @@ class PlannedModel:
         if pinned is not None:
             previous, threshold, reason = pinned, 1.0, "pinned"
         choice = choose(scores, previous, threshold)
+        if pinned is None and self._is_hasty(choice, previous, conditions, scores, threshold, now_ms):
+            choice = choose(scores, previous, 1.0)
 
         switched = before is None or (choice.row != self._row_of(before))
         if before is None:
@@ -205,6 +213,8 @@ class PlannedModel:
         reached = self._decided_under is not None and self._decided_under.reachable != conditions.reachable
         if switched or (reached and choice.best == choice.row):  # the cloud came, and changed nothing
             self._decided_under = conditions
+            self._decided_wait_ms = self._reported.wait_ms(self._reported.is_fresh(now_ms))
+        self._had_load = self._reported.load is not None
         self._batches.clear()
         self._valid_until_ms = now_ms + _RESOLVE_MS
         for change_ms in (self._reported.fresh_until_ms, self.caution.blocked_until_ms):
@@ -346,6 +356,32 @@ class PlannedModel:
             replicas=reported.replicas,
         )
         return conditions, problem
+
+    def _is_hasty(
+        self,
+        choice: Choice,
+        previous: int | None,
+        now: Conditions,
+        scores: Scores,
+        threshold: float,
+        now_ms: float,
+    ) -> bool:
+        """Whether the row would change for what the load feed tells everyone, at no moment of our own."""
+        before = self._decided_under
+        # The first report of a connection is no news to act on, but what there is to start from.
+        if previous is None or choice.row == previous or before is None or not self._had_load:
+            self.patience.passes(now_ms)
+            return False
+        if before.reachable != now.reachable or not np.isfinite(scores.cost[previous]):
+            return False
+        news_ms = self._reported.wait_ms(self._reported.is_fresh(now_ms)) - self._decided_wait_ms
+        then = replace(now, wait_ms=max(0.0, now.wait_ms - news_ms), slowdown=before.slowdown)
+        apart = self.rows.columns[:, previous] - self.rows.columns[:, choice.row]
+        by_news = float((now.weights() - then.weights()) @ apart)
+        gained_ms = float(scores.latency_ms[previous] - scores.latency_ms[choice.row])
+        if by_news <= 0 or gained_ms - by_news > threshold * float(scores.latency_ms[previous]):
+            return False
+        return not self.patience.allows(1.0 - choice.cost / float(scores.cost[previous]), now_ms)
 
     def _row_of(self, decision: Decision) -> int | None:
         """An earlier decision's row among the rows of now."""
