@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-_BENCHES = ("link", "equality", "hop", "overhead")
+_BENCHES = ("link", "equality", "hop", "overhead", "load", "fleet")
 _RESULTS = Path(__file__).parent / "results"
 
 

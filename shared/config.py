@@ -209,7 +209,7 @@ class CloudLinkConfig(_Section):
     probe_interval_s: float = Field(default=2.0, gt=0, description="idle time before an active probe")
     probe_bytes: int = Field(default=32_768, ge=0, le=1_048_576, description="0 turns active probes off")
     patience_ms: float = Field(
-        default=1000.0, ge=0, description="before a plan follows the load feed alone, on average; 0: at once"
+        default=2000.0, ge=0, description="before a plan follows the load feed alone, on average; 0: at once"
     )
     assumed_uplink_mbps: float = Field(default=10.0, gt=0, description="until the first measurement")
     assumed_rtt_ms: float = Field(default=20.0, ge=0, description="until the first measurement")

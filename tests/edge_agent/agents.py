@@ -26,6 +26,7 @@ def agent_config(
 ) -> AgentConfig:
     cloud = {
         "gateway": gateway,
+        "patience_ms": 0,  # one device alone; for many see test_patience
         "heartbeat_ms": 50,
         "heartbeat_timeout_ms": timeout_ms,
         "reconnect_min_ms": 20,
