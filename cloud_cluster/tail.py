@@ -19,12 +19,13 @@ from typing import Any
 
 import zmq
 
-from cloud_cluster.executor import Executor, load_executor
+from cloud_cluster.executor import BatchExecutor, Executor, load_executor
 from cloud_cluster.handshakes import DialWatch
 from cloud_cluster.keys import ReplicaKeys
 from cloud_cluster.loops import Loops
+from cloud_cluster.schedule import Done
 from cloud_cluster.sockets import Inbox, try_send
-from cloud_cluster.worker import Done, Worker
+from cloud_cluster.worker import Worker
 from shared.config import GatewayKeysConfig, ServedModelConfig
 from shared.errors import SutureError, UnavailableError
 from shared.wire import (
@@ -66,7 +67,7 @@ class Tail:
         model: ServedModelConfig,
         gateways: Sequence[str],
         *,
-        executor: Executor | None = None,
+        executor: Executor | BatchExecutor | None = None,
         cache_dir: Path | None = None,
         profile_repeats: int = 10,
         heartbeat_ms: float = 100.0,
@@ -78,7 +79,7 @@ class Tail:
         self._keys = ReplicaKeys.load(keys) if keys is not None else None
         self.replica = f"{model.name[:96]}/{secrets.token_hex(4)}"
         self._endpoints = list(gateways)
-        self._make_executor: Callable[[], Executor] = (
+        self._make_executor: Callable[[], Executor | BatchExecutor] = (
             partial(load_executor, model, cache_dir, profile_repeats)
             if executor is None
             else (lambda: executor)
@@ -351,6 +352,8 @@ class _GatewayLink:
             decode_ms=outcome.decode_ms,
             compute_ms=outcome.compute_ms,
             encode_ms=outcome.encode_ms,
+            batch_requests=done.batch_requests,
+            busy_ms=done.busy_ms,
         )
         result = Result(tensors=outcome.tensors, timings=timings, replica=self._replica)
         self.send(encode_message(result, outcome.payloads, request_id=request_id, cut=cut))
