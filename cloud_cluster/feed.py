@@ -15,7 +15,8 @@ __all__ = ["Feed"]
 
 # Of one key: the agent, `edge-agent plan` beside it, and what an outage has left behind of both.
 _FOLLOWERS_PER_KEY = 4
-_MAX_SUBSCRIPTION_BYTES = 256
+# Holds for the frames of the CURVE handshake as well, of which the largest takes some 300.
+_MAX_SUBSCRIPTION_BYTES = 1024
 
 
 class Feed:

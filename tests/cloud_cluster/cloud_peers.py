@@ -13,6 +13,7 @@ import zmq.asyncio
 
 from cloud_cluster.gateway import Gateway
 from shared.config import GatewayConfig, ServedModelConfig
+from shared.keys import KeyPair
 from shared.wire import Message, MessageType, WireLimits, decode_message, encode_message
 from shared.wire.messages import (
     Announce,
@@ -34,12 +35,19 @@ LIMITS = WireLimits()
 class Peer:
     """A DEALER with a reader task: ``await peer.next(kind)`` gives messages of a kind in order."""
 
-    def __init__(self, endpoint: str, identity: bytes | None = None) -> None:
+    def __init__(
+        self, endpoint: str, identity: bytes | None = None, curve: tuple[KeyPair, str] | None = None
+    ) -> None:
         self._context = zmq.asyncio.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         if identity is not None:
             self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        if curve is not None:
+            pair, server = curve
+            self.socket.setsockopt_string(zmq.CURVE_PUBLICKEY, pair.public)
+            self.socket.setsockopt_string(zmq.CURVE_SECRETKEY, pair.secret)
+            self.socket.setsockopt_string(zmq.CURVE_SERVERKEY, server)
         self.socket.connect(endpoint)
         self._arrived: dict[MessageType, asyncio.Queue[Message]] = {
             kind: asyncio.Queue() for kind in MessageType
