@@ -28,7 +28,8 @@ class Request:
     """One request while it lives.  Times are ms of the agent's clock, 0 while it has not come to that.
 
     ``queued_bytes`` were under way on the link when this was sent; ``ended`` resolves when the table has
-    decided how the request ends; ``power_mark`` is the meter's at the start.
+    decided how the request ends; ``power_mark`` is the meter's at the start; ``lost_ms`` passed between
+    sending it to a gateway that was lost and sending it again.
     """
 
     request_id: int
@@ -44,6 +45,7 @@ class Request:
     sent_bytes: int = 0
     queued_bytes: int = 0
     sent_ms: float = 0.0
+    lost_ms: float = 0.0
     answered_ms: float = 0.0
     message: Message | None = None
     decoded: Answer | None = None
@@ -102,6 +104,8 @@ class Request:
             assert self.decoded is not None
             assert self.message is not None
             stages |= cloud_stages(self.message, self.answered_ms - self.sent_ms)
+            if self.lost_ms:
+                stages["gave_up_after"] = self.lost_ms
             stages[Stage.RESULT_DECODE] = self.decoded.wait_ms + self.decoded.compute_ms
             return self.decoded.outputs, Where.SPLIT if self.decision.cut.edge_units else Where.CLOUD, stages
         if complete.fallback is None:

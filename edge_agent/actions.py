@@ -25,6 +25,7 @@ __all__ = [
 class Phase(Enum):
     PREFIX = "prefix"
     SENT = "sent"
+    MOVING = "moving"
     RACING = "racing"
     LOCAL = "local"
     DECODING = "decoding"

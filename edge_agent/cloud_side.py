@@ -51,6 +51,7 @@ class CloudSide:
         requests: Mapping[int, Request],
         perform: Callable[[Sequence[Action]], None],
         now_ms: Callable[[], float],
+        worker_wait_ms: Callable[[], float],
     ) -> None:
         self.link: CloudLink | None = None
         self.limits = Limits()
@@ -70,6 +71,7 @@ class CloudSide:
         self._requests = requests
         self._perform = perform
         self._now_ms = now_ms
+        self._worker_wait_ms = worker_wait_ms
         self._late: dict[int, _Late] = {}
         self._online = False
 
@@ -104,6 +106,8 @@ class CloudSide:
             )
         )
         if sent:
+            if request.sent_ms:  # before, to a gateway that was lost
+                request.lost_ms += sent_ms - request.sent_ms
             request.sent_ms, request.sent_bytes = sent_ms, payload_bytes
             request.queued_bytes = queued_bytes
         else:
@@ -130,8 +134,9 @@ class CloudSide:
             self._controller.on_connected(self._now_ms())
             return
         if was_online:
-            # Before the controller forgets the link: requests in flight go on here at once.
-            self._perform(self._table.disconnected())
+            # Before the controller forgets the link: requests in flight go on at once.
+            moves_in_ms = self.link.moves_in_ms() if self.link is not None else None
+            self._perform(self._table.disconnected(self._now_ms(), moves_in_ms, self._worker_wait_ms()))
             self._controller.on_disconnected(self._now_ms())
         if state is not LinkState.CLOSED:
             log.warning("cloud: %s, %s; answers are computed on the device", state, reason)
@@ -148,8 +153,12 @@ class CloudSide:
             if offer is not None:
                 self._controller.on_card(offer, now_ms)
                 self.on_offer(offer)
-        self._table.connected(
-            max_in_flight=card.limits.max_in_flight, max_in_flight_bytes=card.limits.max_in_flight_bytes
+        self._perform(
+            self._table.connected(
+                now_ms,
+                max_in_flight=card.limits.max_in_flight,
+                max_in_flight_bytes=card.limits.max_in_flight_bytes,
+            )
         )
 
     def on_answer(self, message: Message) -> None:

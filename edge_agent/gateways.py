@@ -70,6 +70,10 @@ class Gateways:
         """No gateway is known that could be dialled without a pause."""
         return all(each.failures for each in self._known.values())
 
+    def has_spare(self, endpoint: str) -> bool:
+        """Whether there is another one, that did not fail."""
+        return any(not each.failures for name, each in self._known.items() if name != endpoint)
+
     def failures(self, endpoint: str) -> int:
         """How often it failed since it last served this device."""
         known = self._known.get(endpoint)

@@ -24,6 +24,9 @@ __all__ = ["CloudLink", "LinkListener", "LinkState"]
 _LOOKUP_S = 2.0
 """How long the next gateway waits for names to be looked up; the looking up goes on."""
 
+_DIAL_MS = 200.0
+"""From dialling a gateway to its card, until it was measured."""
+
 _ANSWER_MS, _ANSWER_TIMEOUTS = 1_000.0, 3.0
 """How long a gateway may take to answer before another one is tried, and that in heartbeat timeouts."""
 
@@ -59,6 +62,7 @@ class CloudLink:
         self._addresses: dict[str, list[str]] = {}
         self._gateways = Gateways(self._rng, config.reconnect_min_ms, config.reconnect_max_ms)
         self._gateway_of: dict[str, str] = {}
+        self._dial_ms = _DIAL_MS
 
     async def run(self) -> None:
         """Dial, serve and dial the next gateway until cancelled."""
@@ -125,6 +129,8 @@ class CloudLink:
     def on_card(self, card: Card) -> None:
         session = self._session
         assert session is not None
+        if not self.online:
+            self._dial_ms = now_ms() - session.began_ms
         self._gateways.served(session.endpoint)
         gateways = [reachable(gateway, session.endpoint) for gateway in card.gateways]
         self._gateways.learn(gateways)
@@ -188,6 +194,14 @@ class CloudLink:
     def unconfirmed_bytes(self) -> int:
         """Bytes handed to ZeroMQ that the gateway is not yet known to have."""
         return self._session.silence.unconfirmed_bytes if self._session else 0
+
+    def moves_in_ms(self) -> float | None:
+        """How long it should take until another gateway takes work, were the present one lost now; None
+        when none is known that did not fail."""
+        session = self._session
+        if session is None or not self._gateways.has_spare(session.endpoint):
+            return None
+        return self._dial_ms
 
     def close(self) -> None:
         """Say GOODBYE; the task then wants to be cancelled."""

@@ -73,10 +73,18 @@ class Pipeline:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._requests: dict[int, Request] = {}
-        self.cloud = CloudSide(controller, table, self.models, self._requests, self._perform, self.now_ms)
+        self.cloud = CloudSide(
+            controller,
+            table,
+            self.models,
+            self._requests,
+            self._perform,
+            self.now_ms,
+            self._runner.urgent_ms,
+        )
         self._idle = asyncio.Event()
         self._idle.set()
-        self._due = asyncio.Event()
+        self._defect: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
     def now_ms(self) -> float:
@@ -126,11 +134,12 @@ class Pipeline:
             self._release(request)
 
     async def run_timers(self) -> None:
-        """Deadlines and guards, until cancelled."""
-        while True:
-            await self._due.wait()
-            self._due.clear()
-            self._perform(self.table.tick(self.now_ms(), self._runner.queued_ms()))
+        """Raises what a timer of the deadlines and guards raised, which is a defect; until cancelled."""
+        try:
+            await self._defect
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     async def drain(self, patience_s: float) -> None:
         """Admit nothing more, let requests end for this long, then end the rest with UnavailableError."""
@@ -175,10 +184,22 @@ class Pipeline:
         self._set_timer()
 
     def _set_timer(self) -> None:
+        """A timer that is early finds nothing to do and sets the next one; only a late one would matter."""
+        due_ms = self.table.next_tick_ms(self.now_ms(), self._runner.urgent_ms())
+        if due_ms is None or (self._timer is not None and self._timer.when() <= due_ms / 1000.0):
+            return
         if self._timer is not None:
             self._timer.cancel()
-        due_ms = self.table.next_tick_ms(self.now_ms(), self._runner.queued_ms())
-        self._timer = None if due_ms is None else self._loop.call_at(due_ms / 1000.0, self._due.set)
+        self._timer = self._loop.call_at(due_ms / 1000.0, self._on_timer)
+
+    def _on_timer(self) -> None:
+        # Straight from the loop: a task would get its turn only after all that is ready before it.
+        self._timer = None
+        try:
+            self._perform(self.table.tick(self.now_ms(), self._runner.urgent_ms()))
+        except Exception as error:  # noqa: BLE001 - a defect, raised by the task that awaits it
+            if not self._defect.done():
+                self._defect.set_exception(error)
 
     async def _run_prefix(self, request: Request) -> None:
         decision = request.decision
@@ -278,7 +299,7 @@ class Pipeline:
     def _result(self, request: Request, complete: Complete) -> Result:
         now_ms = self.now_ms()
         result = request.result(complete, now_ms, self._meter)
-        if complete.fallback is None:
+        if complete.fallback is None and not request.lost_ms:
             measured = {Stage(name): ms for name, ms in result.breakdown.items()}
             self.controller.on_timings(request.decision, measured, now_ms)
         return result

@@ -6,17 +6,19 @@ Events go in with the time in milliseconds of one steady clock, actions come out
 latest::
 
     submit ──▶ PREFIX ──▶ SENT ──▶ DECODING ──▶ Complete(CLOUD)
-                 │          │ ▲        │ answer does not decode
-                 │          │ └──┐     ▼
-                 │          ├──▶ RACING   guard: last moment at which the device still makes it
-                 │          ▼      │      first answer wins, cloud gone: LOCAL
-                 ├───────▶ LOCAL ◀─┘
+                 │         │ ▲ │       │ answer does not decode
+                 │         ▼ │ │       ▼
+                 │       MOVING│    gateway lost: to be sent again to another where that is sooner
+                 │         │   ├──▶ RACING   guard: last moment at which the device still makes it
+                 │         ▼   ▼      │      first answer wins, cloud gone: LOCAL
+                 ├───────▶ LOCAL ◀────┘
                  │          ▼
                  └──────▶ Complete(DEVICE)            any state ──deadline──▶ Fail(DeadlineError)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from edge_agent.actions import (
@@ -32,39 +34,15 @@ from edge_agent.actions import (
     Source,
     StopLocal,
 )
+from edge_agent.entry import Counters, Entry, missed
 from edge_agent.guard import Guard
 from edge_agent.outstanding import Outstanding
 from shared.errors import DeadlineError, OverloadedError, RefusedError, SutureError
 
 __all__ = ["Counters", "RequestTable"]
 
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start.  ``local_completions`` are those begun for requests planned for the cloud."""
-
-    submitted: int = 0
-    overloaded: int = 0
-    completed_by_cloud: int = 0
-    completed_by_device: int = 0
-    local_completions: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    late_answers: int = 0
-
-
-@dataclass(slots=True)
-class _Entry:
-    request_id: int
-    deadline_ms: float
-    on_device: bool
-    rest_ms: float
-    answer_ms: float
-    held_bytes: int
-    phase: Phase = Phase.PREFIX
-    sent_ms: float = 0.0
-    guarded: bool = True
-    fallback: Fallback | None = None
+_MOVING_PATIENCE = 3.0
+"""How many times as long as expected a request waits for another gateway before the device finishes it."""
 
 
 @dataclass(slots=True)
@@ -78,7 +56,7 @@ class RequestTable:
     max_in_flight_bytes: int
     guard: Guard = field(default_factory=Guard)
     counters: Counters = field(default_factory=Counters)
-    _entries: dict[int, _Entry] = field(default_factory=dict)
+    _entries: dict[int, Entry] = field(default_factory=dict)
     _held_bytes: int = 0
     _outstanding: Outstanding = field(default_factory=Outstanding)
     _online: bool = False
@@ -141,7 +119,7 @@ class RequestTable:
         if now_ms >= deadline_ms:
             raise DeadlineError("the deadline had passed before the request began; give a later one")
         self.counters.submitted += 1
-        self._entries[request_id] = _Entry(request_id, deadline_ms, on_device, rest_ms, answer_ms, held_bytes)
+        self._entries[request_id] = Entry(request_id, deadline_ms, on_device, rest_ms, answer_ms, held_bytes)
         self._held_bytes += held_bytes
         return [RunPrefix(request_id)]
 
@@ -167,17 +145,13 @@ class RequestTable:
         if entry.on_device:
             return self._complete(entry, Source.DEVICE)
         if now_ms >= entry.deadline_ms:
-            return self._fail(entry, _missed(entry))
+            return self._fail(entry, missed(entry))
         self._held_bytes += payload_bytes
         entry.held_bytes += payload_bytes
+        entry.payload_bytes = payload_bytes
         if not self._online:
             return self._finish_locally(entry, Fallback.UNREACHABLE)
-        if not self._outstanding.has_room(payload_bytes, now_ms):
-            return self._finish_locally(entry, Fallback.LINK_FULL)
-        entry.phase = Phase.SENT
-        entry.sent_ms = now_ms
-        self._outstanding.add(request_id, payload_bytes, entry.deadline_ms)
-        return [Send(request_id, max(entry.deadline_ms - now_ms, 0.0))]
+        return self._send(entry, now_ms)
 
     def prefix_failed(self, request_id: int, error: SutureError) -> list[Action]:
         entry = self._entries.get(request_id)
@@ -216,22 +190,39 @@ class RequestTable:
 
     # events from the link
 
-    def connected(self, *, max_in_flight: int, max_in_flight_bytes: int) -> None:
-        """The gateway takes work, within its limits for one device."""
+    def connected(self, now_ms: float, *, max_in_flight: int, max_in_flight_bytes: int) -> list[Action]:
+        """A gateway takes work, within its limits for one device."""
         self._online = True
         self._outstanding.max_count = max_in_flight
         self._outstanding.max_bytes = max_in_flight_bytes
+        actions: list[Action] = []
+        for entry in self._in(Phase.MOVING):
+            actions += self._send(entry, now_ms)
+        return actions
 
-    def disconnected(self) -> list[Action]:
-        """No answer will come any more for anything that was sent."""
+    def disconnected(
+        self, now_ms: float, moves_in_ms: float | None = None, worker_wait_ms: float = 0.0
+    ) -> list[Action]:
+        """No answer will come any more for anything that was sent.
+
+        The device finishes it, except what another gateway that is expected to take work in
+        ``moves_in_ms`` would answer sooner, and in time; None when there is no such gateway.
+        """
         self._online = False
         self._outstanding.clear()
         actions: list[Action] = []
-        for entry in list(self._entries.values()):
-            if entry.phase is Phase.SENT:
+        wait_ms = worker_wait_ms
+        for entry in self._in(Phase.RACING):
+            entry.phase = Phase.LOCAL
+        for entry in self._in(Phase.SENT):
+            elsewhere_ms = math.inf if moves_in_ms is None else moves_in_ms + entry.answer_ms
+            if elsewhere_ms < wait_ms + entry.rest_ms and now_ms + elsewhere_ms < entry.deadline_ms:
+                assert moves_in_ms is not None
+                entry.phase = Phase.MOVING
+                entry.moving_until_ms = now_ms + moves_in_ms * _MOVING_PATIENCE
+            else:
+                wait_ms += entry.rest_ms
                 actions += self._finish_locally(entry, Fallback.UNREACHABLE)
-            elif entry.phase is Phase.RACING:
-                entry.phase = Phase.LOCAL
         return actions
 
     def send_failed(self, request_id: int) -> list[Action]:
@@ -274,7 +265,10 @@ class RequestTable:
         self._outstanding.expire(now_ms)
         actions: list[Action] = []
         for entry in [entry for entry in self._entries.values() if now_ms >= entry.deadline_ms]:
-            actions += self._fail(entry, _missed(entry))
+            actions += self._fail(entry, missed(entry))
+        for entry in self._in(Phase.MOVING):
+            if now_ms >= entry.moving_until_ms:
+                actions += self._finish_locally(entry, Fallback.UNREACHABLE)
         wait_ms = worker_wait_ms
         for start_ms, entry in self.guard.latest_starts(self._guarded(), now_ms, worker_wait_ms):
             if now_ms < start_ms:
@@ -283,32 +277,49 @@ class RequestTable:
                 entry.guarded = False  # only the cloud can still make it
                 continue
             wait_ms += entry.rest_ms
+            if entry.phase is Phase.MOVING:
+                actions += self._finish_locally(entry, Fallback.UNREACHABLE)
+                continue
+            actions += self._finish_locally(entry, Fallback.LATE)
             entry.phase = Phase.RACING
-            entry.fallback = Fallback.LATE
-            self.counters.local_completions += 1
-            actions.append(FinishLocally(entry.request_id))
         return actions
 
     def next_tick_ms(self, now_ms: float, worker_wait_ms: float = 0.0) -> float | None:
         """When :meth:`tick` has something to do if no event comes before; None when never."""
         guarded = self._guarded()
         moments = [entry.deadline_ms for entry in self._entries.values()]
+        moments += [entry.moving_until_ms for entry in self._in(Phase.MOVING)]
         moments += [start_ms for start_ms, _ in self.guard.latest_starts(guarded, now_ms, worker_wait_ms)]
         moments += [moment for entry in guarded if (moment := self.guard.overdue_at_ms(entry)) > now_ms]
         return min(moments, default=None)
 
-    def _guarded(self) -> list[_Entry]:
-        return [entry for entry in self._entries.values() if entry.phase is Phase.SENT and entry.guarded]
+    def _guarded(self) -> list[Entry]:
+        return [
+            entry
+            for entry in self._entries.values()
+            if entry.phase in (Phase.SENT, Phase.MOVING) and entry.guarded
+        ]
+
+    def _in(self, phase: Phase) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.phase is phase]
 
     # transitions
 
-    def _finish_locally(self, entry: _Entry, reason: Fallback) -> list[Action]:
+    def _send(self, entry: Entry, now_ms: float) -> list[Action]:
+        if not self._outstanding.has_room(entry.payload_bytes, now_ms):
+            return self._finish_locally(entry, Fallback.LINK_FULL)
+        entry.phase = Phase.SENT
+        entry.sent_ms = now_ms
+        self._outstanding.add(entry.request_id, entry.payload_bytes, entry.deadline_ms)
+        return [Send(entry.request_id, max(entry.deadline_ms - now_ms, 0.0))]
+
+    def _finish_locally(self, entry: Entry, reason: Fallback) -> list[Action]:
         entry.phase = Phase.LOCAL
         entry.fallback = reason
         self.counters.local_completions += 1
         return [FinishLocally(entry.request_id)]
 
-    def _complete(self, entry: _Entry, source: Source) -> list[Action]:
+    def _complete(self, entry: Entry, source: Source) -> list[Action]:
         if source is Source.CLOUD:
             self.counters.completed_by_cloud += 1
         else:
@@ -316,23 +327,10 @@ class RequestTable:
         self._end(entry.request_id)
         return [Complete(entry.request_id, source, entry.fallback)]
 
-    def _fail(self, entry: _Entry, error: SutureError) -> list[Action]:
+    def _fail(self, entry: Entry, error: SutureError) -> list[Action]:
         self.counters.failed += 1
         self._end(entry.request_id)
         return [Fail(entry.request_id, error)]
 
     def _end(self, request_id: int) -> None:
         self._held_bytes -= self._entries.pop(request_id).held_bytes
-
-
-_WHILE = {
-    Phase.PREFIX: "the device was still computing its part; allow more time",
-    Phase.SENT: "the cloud had not answered and the device alone could not have made it; allow more time",
-    Phase.RACING: "neither the cloud nor the device had finished; allow more time",
-    Phase.LOCAL: "the cloud was of no help and the device had not finished; allow more time",
-    Phase.DECODING: "the answer was being decoded; allow a little more time",
-}
-
-
-def _missed(entry: _Entry) -> DeadlineError:
-    return DeadlineError(f"the deadline passed: {_WHILE[entry.phase]} (deadline_ms)")

@@ -86,7 +86,7 @@ class Session:
         self._next_id = _FIRST_CONTROL_ID + 1
         self._shaken = False
         self._hello_sent_ms: float | None = None
-        self._beat_ms = now_ms()
+        self.began_ms = self._beat_ms = now_ms()
         self._card_due_ms = self._beat_ms + patience_ms
         self.silence = Silence(config.heartbeat_ms, config.heartbeat_timeout_ms, self._beat_ms)
 

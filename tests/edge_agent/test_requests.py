@@ -33,7 +33,7 @@ GUARD = Guard(margin=1.0, slack_ms=0.0, overdue_factor=2.0, overdue_ms=0.0)
 
 def online_table(max_in_flight: int = 4, max_bytes: int = 10_000, guard: Guard = GUARD) -> RequestTable:
     table = RequestTable(max_in_flight, max_bytes, guard)
-    table.connected(max_in_flight=100, max_in_flight_bytes=100_000)
+    table.connected(0.0, max_in_flight=100, max_in_flight_bytes=100_000)
     return table
 
 
@@ -113,7 +113,7 @@ def test_losing_the_link_finishes_everything_that_was_sent_and_nothing_else() ->
     send(table, 2)
     send(table, 3)
     table.answered(3)
-    assert table.disconnected() == [FinishLocally(2)]
+    assert table.disconnected(0.0) == [FinishLocally(2)]
     assert (table.phase(1), table.phase(3)) == (Phase.PREFIX, Phase.DECODING)
     assert table.outstanding == 0
     assert table.decode_done(3) == [Complete(3, Source.CLOUD, None)]
@@ -129,7 +129,7 @@ def test_a_link_that_takes_no_more_makes_the_device_finish() -> None:
 
 def test_the_gateways_limits_are_kept_by_count_and_by_bytes() -> None:
     table = online_table()
-    table.connected(max_in_flight=2, max_in_flight_bytes=100)
+    table.connected(0.0, max_in_flight=2, max_in_flight_bytes=100)
     submit(table, 1)
     submit(table, 2)
     submit(table, 3)
@@ -198,7 +198,7 @@ def test_a_race_survives_the_loss_of_either_side() -> None:
     send(table, 1, rest_ms=300.0)
     send(table, 2, rest_ms=300.0)
     assert table.tick(700.0) == [FinishLocally(1)]  # the worker is taken: 2 cannot make it any more
-    assert table.disconnected() == [FinishLocally(2)]
+    assert table.disconnected(0.0) == [FinishLocally(2)]
     assert table.local_done(1) == [Complete(1, Source.DEVICE, Fallback.LATE)]
 
     table = online_table()
@@ -273,6 +273,45 @@ def test_a_prefix_that_ends_after_the_deadline_sends_nothing() -> None:
     (failed,) = table.prefix_done(1, now_ms=100.0, payload_bytes=10)
     assert isinstance(failed, Fail)
     assert table.outstanding == 0
+
+
+def test_what_another_gateway_answers_sooner_is_sent_again_and_the_rest_is_finished_here() -> None:
+    table = online_table()
+    send(table, 1, rest_ms=500.0, answer_ms=50.0)
+    send(table, 2, rest_ms=100.0, answer_ms=50.0)
+    send(table, 3, rest_ms=100.0, answer_ms=50.0)
+    send(table, 4, rest_ms=500.0, answer_ms=950.0)
+    actions = table.disconnected(20.0, moves_in_ms=100.0)
+    # In 150 ms elsewhere: sooner than the 500 of the first, and than the third, which waits for the second.
+    assert actions == [FinishLocally(2), FinishLocally(4)]
+    assert (table.phase(1), table.phase(3)) == (Phase.MOVING, Phase.MOVING)
+    assert table.connected(90.0, max_in_flight=1, max_in_flight_bytes=100) == [
+        Send(1, 910.0),
+        FinishLocally(3),  # one more than the new gateway allows
+    ]
+    assert table.answered(1) == [Decode(1)]
+    assert table.decode_done(1) == [Complete(1, Source.CLOUD, None)]
+    assert table.local_done(2) == [Complete(2, Source.DEVICE, Fallback.UNREACHABLE)]
+
+
+def test_a_request_waits_for_another_gateway_only_for_so_long() -> None:
+    table = online_table()
+    send(table, rest_ms=500.0, answer_ms=50.0)
+    assert table.disconnected(20.0, moves_in_ms=50.0) == []
+    assert table.next_tick_ms(160.0) == 170.0
+    assert table.tick(169.0) == []
+    assert table.tick(170.0) == [FinishLocally(1)]
+    assert table.connected(171.0, max_in_flight=9, max_in_flight_bytes=100) == []
+    assert table.local_done(1) == [Complete(1, Source.DEVICE, Fallback.UNREACHABLE)]
+
+
+def test_the_guard_watches_over_what_waits_for_another_gateway() -> None:
+    table = online_table()
+    send(table, rest_ms=600.0, answer_ms=50.0)
+    assert table.disconnected(300.0, moves_in_ms=400.0) == []
+    assert table.tick(399.0) == []
+    assert table.tick(400.0) == [FinishLocally(1)]
+    assert table.phase(1) is Phase.LOCAL
 
 
 class Life(RuleBasedStateMachine):
@@ -379,12 +418,21 @@ class Life(RuleBasedStateMachine):
 
     @rule(max_in_flight=st.integers(1, 4), max_bytes=st.integers(0, 5000))
     def connect(self, max_in_flight: int, max_bytes: int) -> None:
-        self.table.connected(max_in_flight=max_in_flight, max_in_flight_bytes=max_bytes)
+        before = self.table.outstanding, self.table.outstanding_bytes
+        self.perform(
+            self.table.connected(self.now_ms, max_in_flight=max_in_flight, max_in_flight_bytes=max_bytes)
+        )
+        assert self.table.outstanding <= max(max_in_flight, before[0])
+        assert self.table.outstanding_bytes <= max(max_bytes, before[1])
+        assert Phase.MOVING not in map(self.table.phase, self.running), "sent again, or finished here"
 
-    @rule()
-    def disconnect(self) -> None:
-        self.perform(self.table.disconnected())
-        assert self.table.outstanding == 0
+    @rule(moves_in_ms=st.none() | st.floats(0.0, 300.0), worker_wait_ms=st.floats(0.0, 300.0))
+    def disconnect(self, moves_in_ms: float | None, worker_wait_ms: float) -> None:
+        self.perform(self.table.disconnected(self.now_ms, moves_in_ms, worker_wait_ms))
+        assert self.table.outstanding == self.table.outstanding_bytes == 0
+        phases = {self.table.phase(request_id) for request_id in self.running}
+        assert not phases & {Phase.SENT, Phase.RACING}
+        assert moves_in_ms is not None or Phase.MOVING not in phases
 
     @rule(ms=st.floats(0.0, 400.0), worker_wait_ms=st.floats(0.0, 300.0))
     def time_passes(self, ms: float, worker_wait_ms: float) -> None:
@@ -392,6 +440,8 @@ class Life(RuleBasedStateMachine):
         self.perform(self.table.tick(self.now_ms, worker_wait_ms))
         due_ms = self.table.next_tick_ms(self.now_ms, worker_wait_ms)
         assert due_ms is None or due_ms > self.now_ms, "a tick leaves nothing due, or the shell would spin"
+        assert all(self.deadlines[request_id] > self.now_ms for request_id in self.running)
+        assert due_ms is not None or not self.running
 
     @precondition(lambda self: self.running)
     @rule()
@@ -408,7 +458,10 @@ class Life(RuleBasedStateMachine):
         assert all(count == 1 for count in self.outcomes.values())
         assert set(self.outcomes) | set(self.running) == set(self.deadlines)
         assert all(self.running.values()), "a request that nothing works on would wait for its deadline"
+        assert len(self.table) <= 6
         assert self.table.held_bytes >= 0
+        assert self.table.outstanding_bytes >= 0
+        assert self.table.outstanding or not self.table.outstanding_bytes
         if not self.running:
             assert self.table.held_bytes == 0
         counters = self.table.counters
