@@ -6,14 +6,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import zmq
+import zmq.asyncio
 
 from cloud_cluster.executor import Outcome
 from cloud_cluster.gateway import Gateway
 from cloud_cluster.tail import Tail
 from shared.config import ServedModelConfig
 from shared.errors import DeadlineError, RefusedError
-from shared.wire import Message, MessageType
-from tests.cloud_cluster.cloud_peers import FakeDevice, gateway_config, running_gateway, until
+from shared.wire import Message, MessageType, decode_message, encode_message
+from shared.wire.messages import Goodbye, Header, Pong
+from tests.cloud_cluster.cloud_peers import (
+    LIMITS,
+    PATIENCE_S,
+    FakeDevice,
+    gateway_config,
+    running_gateway,
+    until,
+)
 
 NET = ServedModelConfig(name="net", credits=2)
 
@@ -49,9 +59,36 @@ class EchoExecutor:
         )
 
 
+class FakeGateway:
+    """A ROUTER for replicas."""
+
+    def __init__(self) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.bind("tcp://127.0.0.1:*")
+        self.replica_endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    async def __aenter__(self) -> FakeGateway:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    async def send(self, replica: bytes, header: Header) -> None:
+        await self._socket.send_multipart([replica, *encode_message(header)])
+
+    async def next(self, kind: MessageType) -> tuple[bytes, Message]:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                replica, *frames = await self._socket.recv_multipart()
+                message = decode_message(frames, LIMITS)
+                if message.type is kind:
+                    return replica, message
+
+
 @asynccontextmanager
 async def running_tail(
-    executor: EchoExecutor, *gateways: Gateway, heartbeat_ms: float = 20
+    executor: EchoExecutor, *gateways: Gateway | FakeGateway, heartbeat_ms: float = 20
 ) -> AsyncIterator[Tail]:
     tail = Tail(
         NET,
@@ -229,8 +266,58 @@ async def test_a_replica_serves_several_gateways() -> None:
         assert bytes((await other.next(MessageType.RESULT)).payloads[0]) == b"to False"
 
 
+async def test_gateways_share_what_a_replica_holds_and_the_last_one_has_it_all() -> None:
+    executor = EchoExecutor()
+    executor.gate.clear()
+    async with (
+        running_gateway(NET) as first,
+        running_gateway(NET) as second,
+        running_tail(executor, first, second) as tail,
+        FakeDevice(first.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        # One of its two is kept for the other gateway, as soon as both have taken it in.
+        await until(lambda: all(link.alive and link.window == 1 for link in tail.links))
+        for request_id in range(3):
+            await device.infer(request_id)
+        await device.settled()
+        assert in_flight(first) == 1
+        await second.stop()
+        await until(lambda: in_flight(first) == 2)
+        executor.gate.set()
+        answers = [await device.next(MessageType.RESULT) for _ in range(3)]
+        assert [answer.request_id for answer in answers] == [0, 1, 2]
+
+
+def in_flight(gateway: Gateway) -> int:
+    held: int = gateway.status()["models"]["net"]["in_flight"]
+    return held
+
+
+async def test_what_is_held_for_other_gateways_is_told() -> None:
+    executor = EchoExecutor()
+    executor.gate.clear()
+    async with (
+        running_gateway(NET) as gateway,
+        FakeGateway() as other,
+        running_tail(executor, gateway, other),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        replica, hello = await other.next(MessageType.REPLICA_HELLO)
+        assert hello.header.credits in (1, 2)
+        await other.send(replica, Pong())
+        await device.hello(net="sha256:a")
+        await device.infer(1, cut=1)
+        while (await other.next(MessageType.CREDIT))[1].header.elsewhere_ms != 1.0:
+            pass
+        executor.gate.set()
+        while (await other.next(MessageType.CREDIT))[1].header.elsewhere_ms != 0.0:
+            pass
+        await other.send(replica, Goodbye())
+
+
 async def test_a_slow_replica_says_so_and_forgets_it_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloud_cluster.tail._SLOWDOWN_MEMORY_S", 0.1)
+    monkeypatch.setattr("cloud_cluster.pace._SLOWDOWN_MEMORY_S", 0.1)
     async with (
         running_gateway(NET) as gateway,
         running_tail(EchoExecutor(took_ms=12.0), gateway),
