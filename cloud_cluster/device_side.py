@@ -1,6 +1,7 @@
 """The gateway's face to the devices: sessions, cards, spans and admission.
 
-Of an INFER only frame 0 is read; its header and tensors pass through as they came.
+Of an INFER frame 0 is read, and of its header how much work it asks for; header and tensors pass through as
+they came.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from cloud_cluster.admission import DeviceLimits
 from cloud_cluster.connections import Connection, Eviction
 from cloud_cluster.dispatch import Action, Dispatcher, Request
 from cloud_cluster.doorway import Doorway
+from cloud_cluster.infer_work import expected_work_ms
 from cloud_cluster.keys import Doorkeeper
-from cloud_cluster.registry import Registry
+from cloud_cluster.serving import Serving
 from cloud_cluster.sessions import DeviceSession, Sessions
 from cloud_cluster.sockets import Inbox, try_send
 from shared.errors import AuthError, LimitError, ProtocolError, SutureError, UnavailableError, VersionError
@@ -63,7 +65,7 @@ class DeviceSide:
         socket: zmq.Socket[Any],
         card: Card,
         dispatcher: Dispatcher,
-        registry: Registry,
+        serving: Serving,
         sessions: Sessions,
         now_ms: Callable[[], float],
         apply: Callable[[list[Action], float], None],
@@ -73,7 +75,7 @@ class DeviceSide:
         self._socket = socket
         self._card = card
         self._dispatcher = dispatcher
-        self._registry = registry
+        self._serving = serving
         self._sessions = sessions
         self._now_ms = now_ms
         self._apply = apply
@@ -100,6 +102,12 @@ class DeviceSide:
         """Answer a request with an error."""
         device_request_id = _ticket(request).device_request_id
         self.reply(request, encode_message(error_reply(error), request_id=device_request_id))
+
+    def set_card(self, card: Card) -> None:
+        """What is the same on every card; the devices are told when it has changed."""
+        if card != self._card:
+            self._card = card
+            self.send_cards()
 
     def send_cards(self) -> None:
         """Tell every device anew what is served."""
@@ -215,9 +223,8 @@ class DeviceSide:
             )
         if frame0.request_id in session.requests:
             raise ProtocolError(f"request {frame0.request_id} of this device is already in flight")
-        refusal = self._registry.refusal(frame0.model, session.offers)
-        if refusal is not None:
-            raise refusal
+        version = self._serving.registry.version_for(frame0.model, session.offers)
+        work_ms = expected_work_ms(version, frame0.cut, message[1].buffer, self.limits)
         has_budget = frame0.budget_ms != NO_BUDGET
         request, actions = self._dispatcher.admit(
             session.identity,
@@ -225,7 +232,7 @@ class DeviceSide:
             nbytes=nbytes,
             # The budget was stamped when the sending began, and that is when the announcement came.
             deadline_ms=now_ms - span_ms + frame0.budget_ms if has_budget else math.inf,
-            work_ms=self._registry.work_ms(frame0.model, frame0.cut),
+            work_ms=work_ms,
             body=Ticket(frame0.request_id, has_budget, span_ms, message),
             now_ms=now_ms,
             account=session.key.encode() or None,
@@ -237,7 +244,9 @@ class DeviceSide:
     def _on_ping(
         self, session: DeviceSession, frame0: Frame0, message: list[zmq.Frame], now_ms: float
     ) -> None:
-        decode_message([frame.buffer for frame in message], self._wire_limits)
+        ping = decode_message([frame.buffer for frame in message], self._wire_limits).header
+        for index in ping.wanted or ():
+            self._serving.want(index)
         span_ms = session.take_span_ms(frame0.request_id, now_ms)
         pong = Pong() if span_ms is None else Pong(span_ms=span_ms, span_bytes=sum(map(len, message)))
         self._send(session.identity, encode_message(pong, request_id=frame0.request_id))
@@ -274,12 +283,8 @@ class DeviceSide:
             limits = msgspec.structs.replace(
                 limits, max_in_flight=own.max_in_flight, max_in_flight_bytes=own.max_in_flight_bytes
             )
-        card = Card(
-            gateway=self._card.gateway,
-            software=self._card.software,
-            limits=limits,
-            models=self._registry.cards(session.offers),
-            load_endpoint=self._card.load_endpoint,
+        card = msgspec.structs.replace(
+            self._card, limits=limits, models=self._serving.registry.cards(session.offers)
         )
         self._send(session.identity, encode_message(card, request_id=request_id))
 

@@ -80,13 +80,13 @@ class Dispatcher:
             model.max_queue = max_queue
 
     def remove_model(self, index: int) -> None:
-        """Forget an index for which no replica is left; nothing can wait for it then.
+        """Forget an index once its last replica has left; what is there until then runs to its end."""
+        self._models[index].retired = True
+        self._forget_if_retired(index)
 
-        Raises ValueError while there is one.
-        """
-        if self._models[index].replicas:
-            raise ValueError(f"model {index} still has replicas")
-        del self._models[index]
+    def _forget_if_retired(self, index: int) -> None:
+        if self._models[index].retired and not self._models[index].replicas:
+            del self._models[index]
 
     # Devices
 
@@ -250,7 +250,9 @@ class Dispatcher:
                 actions.append(self._fail(request, lost))
             else:
                 self._enqueue(request)
-        return [*actions, *self._strand(queue), *self._assign(queue, now_ms)]
+        actions += [*self._strand(queue), *self._assign(queue, now_ms)]
+        self._forget_if_retired(state.model)
+        return actions
 
     def finished(
         self,
@@ -353,4 +355,5 @@ class Dispatcher:
             return []
         del self._replicas[name]
         self._models[replica.model].drop(name)
+        self._forget_if_retired(replica.model)
         return [Released(name)]

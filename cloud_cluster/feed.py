@@ -34,7 +34,12 @@ class Feed:
         self.inbox = Inbox(socket, self._on_subscription)
 
     def publish(self, frames: Sequence[Any]) -> None:
-        """To whoever takes it: what a subscriber drops, the next report says again."""
+        """To whoever takes it: what a subscriber drops, the next report says again.
+
+        Who subscribes from now on gets it at once; a report is one frame.
+        """
+        (frame,) = frames
+        self._socket.setsockopt(zmq.XPUB_WELCOME_MSG, frame)
         try_send(self._socket, frames)
         self.inbox.nudge()
 

@@ -13,29 +13,28 @@ import math
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import zmq
+
+from cloud_cluster.device_side import DeviceSide
+from cloud_cluster.dispatch import Action, Dispatcher, Fail, Send
 from cloud_cluster.doorway import Doorway
 from cloud_cluster.feed import Feed
+from cloud_cluster.handshakes import HandshakeWatch
 from cloud_cluster.keys import Doorkeeper, Port
 from cloud_cluster.load import LoadMeter
 from cloud_cluster.loops import Loops
 from cloud_cluster.parking import Parking
-from cloud_cluster.registry import Registry
+from cloud_cluster.replica_side import ReplicaSide
+from cloud_cluster.serving import Serving
 from cloud_cluster.sessions import Sessions
 from cloud_cluster.sockets import Inbox, bind, require_loopback
+from shared.config import GatewayConfig, ServedModelConfig
 from shared.wire import encode_message
 from shared.wire.messages import Card, Limits
-
-from cloud_cluster.device_side import DeviceSide
-from cloud_cluster.dispatch import Action, Dispatcher, Fail, ModelState, Send
-from cloud_cluster.handshakes import HandshakeWatch
-from cloud_cluster.replica_side import ReplicaSide
-from shared.config import GatewayConfig, ServedModelConfig
 
 __all__ = ["Gateway"]
 
@@ -50,7 +49,11 @@ _LINGER_MS = 200
 
 
 class Gateway:
-    """``models`` gives names, queue lengths and intended replicas, by index.
+    """``models`` are the networks to serve at the start; :meth:`reconfigure` names others.
+
+    A network's label is its name, and its version where it has one.  ``on_unserved`` is called with the
+    label of a network that a device asked for while there was no replica of it, some milliseconds later and
+    as often as once in a fifth of the load period.
 
     :meth:`start` binds, :meth:`run` works until stopped and raises on a defect, :meth:`stop` says
     goodbye and closes.  All three belong to one event loop.  The endpoints are known after the start.
@@ -64,19 +67,19 @@ class Gateway:
         self.name = name or f"gateway-{secrets.token_hex(4)}"
         self.device_endpoint = self.replica_endpoint = self.load_endpoint = ""
         self._config = config
-        self._registry = Registry([model.name for model in models])
+        self.on_unserved: Callable[[str], None] = lambda _label: None
         self._dispatcher = Dispatcher(
-            [model.max_queue for model in models],
+            [],
             config.max_in_flight,
             config.max_in_flight_bytes,
             # Far from any earlier life's ids, so that a late answer to one of those matches nothing.
             first_id=secrets.randbits(62) + 1,
             max_bytes=config.max_bytes,
         )
+        self._serving = Serving(models, self._dispatcher)
         self._sessions = Sessions(config.max_devices, config.max_in_flight, config.device_silence_s * 1e3)
-        self._meter = LoadMeter(
-            self.name, self._registry.names, [model.replicas for model in models], config.load_period_ms
-        )
+        self._meter = LoadMeter(self.name, config.load_period_ms)
+        self._gateways: tuple[list[str], list[str]] = [], []
         self._pending: deque[Action] = deque()
         self._applying = False
         self._loops = Loops()
@@ -124,7 +127,7 @@ class Gateway:
             devices,
             self._card(),
             self._dispatcher,
-            self._registry,
+            self._serving,
             self._sessions,
             _now_ms,
             self._apply,
@@ -134,7 +137,7 @@ class Gateway:
         self._replicas = ReplicaSide(
             replicas,
             self._dispatcher,
-            self._registry,
+            self._serving,
             self._meter,
             self._devices,
             _now_ms,
@@ -180,21 +183,37 @@ class Gateway:
             self._replicas.say_goodbye(reason)
         await self._close()
 
-    def ready(self, model: str) -> int:
-        """How many replicas of the model are here."""
-        return self._registry.ready(self._registry.names.index(model))
+    def ready(self, label: str) -> int:
+        """How many replicas of a network are here."""
+        return self._serving.registry.ready(label)
+
+    def set_target(self, label: str, target: int, starting: int) -> None:
+        """How many replicas there are to be and how many are on their way, for the devices to know."""
+        self._serving.set_target(label, target, starting)
+
+    def reconfigure(self, models: Sequence[ServedModelConfig]) -> None:
+        """Serve these networks from now on.  What others have under way is finished, and nothing more."""
+        self._serving.configure(models)
+        if self._watches:
+            self._devices.send_cards()
+
+    def set_gateways(self, device_endpoints: Sequence[str], load_endpoints: Sequence[str]) -> None:
+        """Where the gateways of this cluster are, for the devices to know."""
+        self._gateways = list(device_endpoints), list(load_endpoints)
+        if self._watches:
+            self._devices.set_card(self._card())
 
     def status(self) -> dict[str, Any]:
         """For people: endpoints, devices, and the load of every model."""
-        states = self._states(_now_ms())
         return {
             "gateway": self.name,
             "device_endpoint": self.device_endpoint,
             "load_endpoint": self.load_endpoint,
             "devices": len(self._sessions),
+            "load_reports": self._meter.sequence,
             "keys": self._doorkeeper.status() if self._doorkeeper is not None else None,
             "failed_handshakes": dict(sum((watch.failed for watch in self._watches), Counter())),
-            "models": {name: asdict(state) for name, state in zip(self._registry.names, states, strict=True)},
+            "models": self._serving.status(self._sessions.offers(), _now_ms()),
         }
 
     def _card(self) -> Card:
@@ -211,6 +230,8 @@ class Gateway:
             ),
             models=[],
             load_endpoint=self.load_endpoint,
+            gateways=self._gateways[0],
+            load_endpoints=self._gateways[1],
         )
 
     def _socket(self, kind: int, port: Port) -> zmq.Socket[Any]:
@@ -275,9 +296,11 @@ class Gateway:
     async def _publish_load(self) -> None:
         while True:
             now_ms = _now_ms()
-            states = self._states(now_ms)
-            if self._meter.due_ms(states) <= now_ms:
-                self._feed.publish(encode_message(self._meter.report(states, now_ms)))
+            loads, devices = self._serving.loads(now_ms), len(self._sessions)
+            if self._meter.due_ms(loads, devices) <= now_ms:
+                self._feed.publish(encode_message(self._meter.report(loads, now_ms, devices)))
+            for label in self._serving.take_wanted(now_ms):
+                self.on_unserved(label)
             await asyncio.sleep(self._config.load_period_ms / 1e3 / _LOAD_CHECKS_PER_PERIOD)
 
     async def _watch_silence(self) -> None:
@@ -287,6 +310,7 @@ class Gateway:
             self._replicas.lose_silent(silence_ms)
             for session in self._sessions.silent(_now_ms()):
                 self._devices.forget(session.identity, "it is silent")
+            self._serving.prune(self._sessions.offers())
 
     async def _watch_keys(self) -> None:
         if self._doorkeeper is not None:
@@ -303,9 +327,6 @@ class Gateway:
             for delay_s in _PROBE_DELAYS_S:
                 await asyncio.sleep(delay_s)
                 self._replicas.lose_unreachable()
-
-    def _states(self, now_ms: float) -> list[ModelState]:
-        return [self._dispatcher.model_state(index, now_ms) for index in range(len(self._registry.names))]
 
 
 def _now_ms() -> float:

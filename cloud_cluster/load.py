@@ -2,17 +2,33 @@
 
 A report is periodic, numbered and of one frame, so that a lost one does no harm and a stale one is
 recognised.  Between two periods an early one is due when what a device would decide by has moved.
+
+What it costs: with B bytes a report and N devices, the time between two reports is
+
+    at least   max(period * min(1, 0.2 * 2^k), N * B / budget)     where k reports before were early as well
+    at most    max(period, N * B / budget)
+
+News comes early, after a fifth of the period, but a load that moves all the time is told at the pace of the
+period and no faster.  So a device never receives more than B per period for long, however high the load, and
+less when there are many devices: all of them together receive at most the budget.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from cloud_cluster.dispatch import ModelState
+import msgspec
+
+from cloud_cluster.model_queue import ModelState
+from shared.wire.frame import FRAME0_BYTES
 from shared.wire.messages import LoadReport, ModelLoad
 
-__all__ = ["LoadMeter", "has_moved"]
+__all__ = ["FEED_BYTES_PER_S", "LoadMeter", "VersionLoad", "has_moved"]
+
+FEED_BYTES_PER_S = 1_000_000.0
+"""What all devices of a gateway together are sent of its load feed: 10 reports a second for some 500."""
 
 # A change of the wait below this share, or below this many milliseconds, changes no device's mind.
 _MOVED_SHARE = 0.2
@@ -20,6 +36,17 @@ _MOVED_MS = 5.0
 _RATE_WINDOW_MS = 1000.0
 _EARLY_SHARE = 0.2
 _BATCH_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class VersionLoad:
+    """The state of one version of a network; ``index`` as on the card."""
+
+    index: int
+    name: str
+    state: ModelState
+    target: int = 1
+    starting: int = 0
 
 
 @dataclass(slots=True)
@@ -39,58 +66,91 @@ class _Rate:
         return self.per_s
 
 
+@dataclass(slots=True)
+class _Meters:
+    """Of one version."""
+
+    admitted: _Rate = field(default_factory=_Rate)
+    refused: _Rate = field(default_factory=_Rate)
+    batch_requests: float = 1.0
+
+
 class LoadMeter:
-    """Builds the numbered reports of one gateway.
+    """Builds the numbered reports of one gateway, one in ``period_ms`` or a little more often."""
 
-    ``names`` are the models by index, ``targets`` how many replicas each is meant to have.
-    """
-
-    def __init__(self, gateway: str, names: list[str], targets: list[int], period_ms: float) -> None:
+    def __init__(self, gateway: str, period_ms: float, budget_bytes_per_s: float = FEED_BYTES_PER_S) -> None:
         self._gateway = gateway
-        self._names = names
-        self._targets = targets
         self._period_ms = period_ms
-        self._admitted = [_Rate() for _ in names]
-        self._refused = [_Rate() for _ in names]
-        self._batch = [1.0 for _ in names]
+        self._budget_bytes_per_ms = budget_bytes_per_s / 1e3
+        self._meters: dict[int, _Meters] = {}
         self._sequence = 0
-        self._reported: list[ModelState] = []
+        self._reported: dict[int, ModelState] = {}
         self._reported_ms = -math.inf
+        self._report_bytes = 0
+        self._early_before = 0
 
-    def on_answer(self, model: int, batch_requests: int) -> None:
+    @property
+    def sequence(self) -> int:
+        """Of the last report; 0 before the first."""
+        return self._sequence
+
+    def on_answer(self, index: int, batch_requests: int) -> None:
         """Note how many requests shared the work of one answer."""
-        self._batch[model] += _BATCH_WEIGHT * (batch_requests - self._batch[model])
+        meters = self._meters.setdefault(index, _Meters())
+        meters.batch_requests += _BATCH_WEIGHT * (batch_requests - meters.batch_requests)
 
-    def due_ms(self, states: list[ModelState]) -> float:
-        """When the next report is due, given what there is to say; may lie in the past."""
-        early = any(has_moved(old, new) for old, new in zip(self._reported, states, strict=False))
-        return self._reported_ms + self._period_ms * (_EARLY_SHARE if early else 1.0)
+    def due_ms(self, loads: Sequence[VersionLoad], devices: int = 0) -> float:
+        """When the next report is due, given what there is to say and to how many; may lie in the past."""
+        if self._have_moved(loads):
+            early_ms = self._period_ms * min(1.0, _EARLY_SHARE * 2.0**self._early_before)
+            return self._reported_ms + max(early_ms, self._spending_ms(devices))
+        return self._reported_ms + self._longest_ms(devices)
 
-    def report(self, states: list[ModelState], now_ms: float) -> LoadReport:
-        """The report of these states, by model index, numbered one above the last."""
+    def report(self, loads: Sequence[VersionLoad], now_ms: float, devices: int = 0) -> LoadReport:
+        """The report of these loads, numbered one above the last."""
         self._sequence += 1
-        self._reported, self._reported_ms = states, now_ms
-        return LoadReport(
+        self._early_before = self._early_before + 1 if self._have_moved(loads) else 0
+        self._reported = {load.index: load.state for load in loads}
+        self._reported_ms = now_ms
+        self._meters = {load.index: self._meters.get(load.index, _Meters()) for load in loads}
+        models = [self._model_load(load, now_ms) for load in loads]
+        report = LoadReport(
             gateway=self._gateway,
             sequence=self._sequence,
-            models=[self._model_load(index, state, now_ms) for index, state in enumerate(states)],
+            models=models,
+            period_ms=self._longest_ms(devices),
         )
+        self._report_bytes = FRAME0_BYTES + len(msgspec.msgpack.encode(report))
+        return report
 
-    def _model_load(self, index: int, state: ModelState, now_ms: float) -> ModelLoad:
-        target = self._targets[index]
+    def _have_moved(self, loads: Sequence[VersionLoad]) -> bool:
+        if self._reported.keys() != {load.index for load in loads}:
+            return True
+        return any(has_moved(self._reported[load.index], load.state) for load in loads)
+
+    def _spending_ms(self, devices: int) -> float:
+        return devices * self._report_bytes / self._budget_bytes_per_ms
+
+    def _longest_ms(self, devices: int) -> float:
+        return max(self._period_ms, self._spending_ms(devices))
+
+    def _model_load(self, load: VersionLoad, now_ms: float) -> ModelLoad:
+        state, meters = load.state, self._meters[load.index]
         return ModelLoad(
-            name=self._names[index],
+            name=load.name,
+            index=load.index,
             ready=state.ready,
-            starting=max(target - state.ready, 0),
-            target=target,
+            starting=load.starting,
+            target=load.target,
             queue_ms=state.queue_ms,
             wait_ms=state.wait_ms,
             slowdown=state.slowdown,
             queued=state.queued,
             in_flight=state.in_flight,
-            batch_requests=self._batch[index],
-            admitted_per_s=self._admitted[index].update(state.admitted, now_ms),
-            refused_per_s=self._refused[index].update(state.refused, now_ms),
+            batch_requests=meters.batch_requests,
+            admitted_per_s=meters.admitted.update(state.admitted, now_ms),
+            refused_per_s=meters.refused.update(state.refused, now_ms),
+            age_ms=state.age_ms,
         )
 
 

@@ -43,6 +43,7 @@ class ModelQueue:
         self.admitted = 0
         self.refused = 0
         self.unserved = 0
+        self.retired = False
         self._free: dict[bytes, Replica] = {}
 
     def update(self, name: bytes) -> None:

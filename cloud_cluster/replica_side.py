@@ -17,7 +17,7 @@ from cloud_cluster.device_side import DeviceSide, Ticket
 from cloud_cluster.dispatch import Action, Dispatcher, Request
 from cloud_cluster.doorway import Doorway
 from cloud_cluster.load import LoadMeter
-from cloud_cluster.registry import Registry
+from cloud_cluster.serving import Serving
 from cloud_cluster.sockets import Inbox, try_send
 from shared.errors import (
     CodecError,
@@ -40,7 +40,7 @@ from shared.wire import (
     peek,
     restamp,
 )
-from shared.wire.messages import Goodbye, Pong
+from shared.wire.messages import Goodbye, Pong, TailTimings
 
 __all__ = ["ReplicaSide"]
 
@@ -56,7 +56,7 @@ class ReplicaSide:
         self,
         socket: zmq.Socket[Any],
         dispatcher: Dispatcher,
-        registry: Registry,
+        serving: Serving,
         meter: LoadMeter,
         devices: DeviceSide,
         now_ms: Callable[[], float],
@@ -65,7 +65,7 @@ class ReplicaSide:
     ) -> None:
         self._socket = socket
         self._dispatcher = dispatcher
-        self._registry = registry
+        self._serving = serving
         self._meter = meter
         self._devices = devices
         self._now_ms = now_ms
@@ -157,8 +157,12 @@ class ReplicaSide:
             self._on_error(replica, parsed, message, now_ms)
         elif kind is MessageType.CREDIT:
             credit = parsed.header
-            self._apply(self._dispatcher.credit(replica, credit.credits, credit.slowdown, now_ms), now_ms)
+            actions = self._dispatcher.credit(
+                replica, credit.credits, credit.slowdown, now_ms, credit.window, credit.elsewhere_ms
+            )
+            self._apply(actions, now_ms)
         elif kind is MessageType.PING:
+            self._dispatcher.replica_heard(replica, now_ms)
             self._send(replica, encode_message(Pong(), request_id=parsed.request_id))
         elif kind is MessageType.GOODBYE:
             log.info("replica %r leaves: %s", replica, parsed.header.reason)
@@ -170,22 +174,25 @@ class ReplicaSide:
     def _on_hello(self, replica: bytes, parsed: Message, now_ms: float) -> None:
         hello = parsed.header
         try:
-            index = self._registry.join(replica, hello)
+            version = self._serving.join(replica, hello)
         except SutureError:
             self.lose(replica, "its new hello is refused", now_ms)
             raise
         self._heard_ms[replica] = now_ms
         log.info("replica %s serves %s with %d credits", hello.replica, hello.model, hello.credits)
-        self._apply(self._dispatcher.replica_ready(replica, index, hello.credits, now_ms), now_ms)
-        if self._registry.ready(index) == 1:
+        self._apply(self._dispatcher.replica_ready(replica, version.index, hello.credits, now_ms), now_ms)
+        if len(version.replicas) == 1:
             self._devices.send_cards()
 
     def _on_result(self, replica: bytes, parsed: Message, message: list[zmq.Frame], now_ms: float) -> None:
-        request, actions = self._dispatcher.finished(replica, parsed.request_id, now_ms)
+        timings = parsed.header.timings
+        request, actions = self._dispatcher.finished(
+            replica, parsed.request_id, now_ms, _busy_ms(timings), timings.batch_requests
+        )
         if request is not None:
             ticket = request.body
             assert isinstance(ticket, Ticket)
-            self._meter.on_answer(request.model, parsed.header.timings.batch_requests)
+            self._meter.on_answer(request.model, timings.batch_requests)
             header = msgspec.structs.replace(
                 parsed.header,
                 span_ms=ticket.span_ms,
@@ -224,11 +231,19 @@ class ReplicaSide:
 
     def _leave(self, replica: bytes) -> None:
         """Forget what the replica serves, and tell the devices when it was the last of its kind."""
-        index = self._registry.leave(replica)
-        if index is not None and not self._registry.ready(index):
+        version = self._serving.registry.leave(replica)
+        if version is not None and not version.replicas:
             self._devices.send_cards()
 
     def _send(self, replica: bytes, frames: Sequence[Buffer | zmq.Frame]) -> bool:
         sent = try_send(self._socket, [replica, *frames])
         self.inbox.nudge()
         return sent
+
+
+def _busy_ms(timings: TailTimings) -> float:
+    """The request's share of the replica's time."""
+    if timings.busy_ms:
+        return timings.busy_ms
+    stages_ms = timings.decode_ms + timings.compute_ms + timings.encode_ms
+    return stages_ms / max(timings.batch_requests, 1)

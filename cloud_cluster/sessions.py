@@ -89,6 +89,10 @@ class Sessions:
         self._sessions[identity] = session
         return session
 
+    def offers(self) -> Iterator[Mapping[str, str]]:
+        """Of every device."""
+        return (session.offers for session in self._sessions.values())
+
     def of_key(self, key: str) -> list[DeviceSession]:
         return [session for session in self._sessions.values() if session.key == key]
 

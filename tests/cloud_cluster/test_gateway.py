@@ -17,13 +17,14 @@ from shared.errors import (
     LimitError,
     OverloadedError,
     ProtocolError,
+    RefusedError,
     StartupError,
     UnavailableError,
     UnknownModelError,
     VersionError,
 )
 from shared.wire import NO_BUDGET, Frame0, Message, MessageType, decode_message, encode_message
-from shared.wire.messages import Announce, Cancel, Goodbye, LoadReport, Ping, Result, TailTimings
+from shared.wire.messages import Announce, Cancel, Credit, Goodbye, LoadReport, Ping, Result, TailTimings
 from tests.cloud_cluster.cloud_peers import (
     LIMITS,
     PATIENCE_S,
@@ -438,20 +439,160 @@ async def test_a_cancelled_request_is_not_run_and_not_answered() -> None:
         assert replica.waiting(MessageType.INFER) == 0
 
 
-async def test_a_replica_with_another_network_or_of_an_unknown_model_is_refused() -> None:
+async def test_a_replica_of_an_unknown_model_or_with_other_units_is_refused() -> None:
     async with (
         running_gateway() as gateway,
         FakeReplica(gateway.replica_endpoint) as replica,
         FakeReplica(gateway.replica_endpoint) as other,
     ):
         await replica.hello(digest="sha256:a")
-        for model, digest, expected in [
-            ("net", "sha256:b", DigestMismatchError),
-            ("what", "sha256:a", UnknownModelError),
-        ]:
-            await other.greet(model, digest)
+        for model, units, expected in [("net", [1.0], ProtocolError), ("what", [], UnknownModelError)]:
+            await other.greet(model, "sha256:a", unit_ms=units)
             assert (await other.next(MessageType.ERROR)).header.code == expected.code
         assert gateway.ready("net") == 1
+
+
+async def test_a_new_version_is_served_beside_the_old_until_that_has_no_replicas_and_no_devices() -> None:
+    async with (
+        running_gateway() as gateway,
+        FakeReplica(gateway.replica_endpoint) as new,
+        FakeDevice(gateway.device_endpoint) as device,
+        FakeDevice(gateway.device_endpoint) as moved,
+    ):
+        async with FakeReplica(gateway.replica_endpoint) as old:
+            await old.hello(digest="sha256:old")
+            await device.hello(net="sha256:old")
+            await moved.hello(net="sha256:new")
+            await new.hello(digest="sha256:new")
+            card = (await moved.next(MessageType.CARD)).header.models[0]
+            assert (card.digest, card.index, card.error) == ("sha256:new", 1, "")
+            card = (await device.next(MessageType.CARD)).header.models[0]
+            assert (card.digest, card.index, card.error) == ("sha256:old", 0, "")
+            await device.infer(1, model=0)
+            await moved.infer(2, model=1)
+            for replica in (old, new):
+                await replica.answer(await replica.work())
+            assert (await device.next(MessageType.RESULT)).request_id == 1
+            assert (await moved.next(MessageType.RESULT)).request_id == 2
+            versions = gateway.status()["models"]["net"]["versions"]
+            assert [(each["digest"], each["devices"], each["replicas"]) for each in versions] == [
+                ("sha256:old", 1, 1),
+                ("sha256:new", 1, 1),
+            ]
+        # The old one's last replica is gone: its device is told, and nobody forgets it yet.
+        card = (await device.next(MessageType.CARD)).header.models[0]
+        assert "sha256:old" in card.error
+        assert "sha256:new" in card.error
+        assert len(gateway.status()["models"]["net"]["versions"]) == 2
+        await device.send(Goodbye())
+        await until(lambda: len(gateway.status()["models"]["net"]["versions"]) == 1)
+
+
+async def test_networks_come_and_go_without_a_restart_and_those_that_go_finish_their_work() -> None:
+    async with (
+        running_gateway() as gateway,
+        FakeReplica(gateway.replica_endpoint) as replica,
+        FakeReplica(gateway.replica_endpoint) as other,
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await replica.hello(credits=1)
+        await device.hello(net="sha256:a", more="sha256:b")
+        for request_id in (1, 2):
+            await device.infer(request_id)
+        work = await replica.work()
+        gateway.reconfigure([ServedModelConfig(name="more")])
+        cards = {card.name: card for card in (await device.next(MessageType.CARD)).header.models}
+        assert (cards["more"].index, cards["more"].error) == (1, "")
+        assert "there are more" in cards["net"].error
+        await device.infer(3)
+        assert (await error(device)).header.code == UnknownModelError.code
+        await other.hello(model="more", digest="sha256:b")
+        await device.infer(4, model=1)
+        await other.answer(await other.work())
+        assert (await device.next(MessageType.RESULT)).request_id == 4
+        await replica.answer(work)
+        await replica.answer(await replica.work())
+        assert [(await device.next(MessageType.RESULT)).request_id for _ in range(2)] == [1, 2]
+        await replica.send(Goodbye())
+        await replica.next(MessageType.GOODBYE)
+        await until(lambda: list(gateway.status()["models"]) == ["more"])
+
+
+async def test_a_network_without_a_replica_is_reported_as_wanted_by_request_and_by_heartbeat() -> None:
+    wanted: list[str] = []
+    async with (
+        running_gateway(NET, ServedModelConfig(name="other")) as gateway,
+        FakeReplica(gateway.replica_endpoint) as replica,
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        gateway.on_unserved = wanted.append
+        await device.hello(net="sha256:a", other="sha256:b")
+        await device.infer(1, model=0)
+        await error(device)
+        await until(lambda: wanted == ["net"])
+        await device.send(Ping(wanted=[1, 77]))
+        await until(lambda: wanted == ["net", "other"])
+        await replica.hello()
+        await device.send(Ping(wanted=[0, 1]))
+        await until(lambda: wanted == ["net", "other", "other"])
+
+
+async def test_devices_are_told_of_the_other_gateways_once() -> None:
+    async with running_gateway() as gateway, FakeDevice(gateway.device_endpoint) as device:
+        await device.hello(net="sha256:a")
+        for _ in range(2):
+            gateway.set_gateways(["tcp://a:1", "tcp://b:1"], ["tcp://a:2", "tcp://b:2"])
+        card = (await device.next(MessageType.CARD)).header
+        assert (card.gateways, card.load_endpoints) == (
+            ["tcp://a:1", "tcp://b:1"],
+            ["tcp://a:2", "tcp://b:2"],
+        )
+        assert card.load_endpoint == gateway.load_endpoint
+        await device.settled()
+        assert device.waiting(MessageType.CARD) == 0
+
+
+async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once() -> None:
+    async with (
+        running_gateway() as gateway,
+        FakeReplica(gateway.replica_endpoint) as replica,
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await replica.hello(credits=1, unit_ms=[30_000.0, 30_000.0])
+        await device.hello(net="sha256:a")
+        await device.infer(1, cut=1)
+        await replica.work()
+        await device.infer(2, cut=1, budget_ms=40_000)
+        reply = (await error(device)).header
+        assert reply.code == OverloadedError.code
+        # It would take what is left of the first, and 30 s of its own; 40 s are there.
+        assert 0 < reply.retry_after_ms <= 20_000
+        await device.infer(3, cut=0, budget_ms=40_000)
+        assert (await error(device)).header.code == RefusedError.code
+        # With enough time it waits.
+        await device.infer(4, cut=1, budget_ms=65_000)
+        await device.settled()
+        assert device.waiting(MessageType.ERROR) == 0
+
+
+async def test_what_a_replica_holds_for_another_gateway_is_waited_for_and_its_window_can_narrow() -> None:
+    async with (
+        running_gateway() as gateway,
+        FakeReplica(gateway.replica_endpoint) as replica,
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await replica.hello(credits=2, unit_ms=[1.0])
+        await device.hello(net="sha256:a")
+        await replica.send(Credit(credits=0, window=1, elsewhere_ms=60_000.0))
+        await replica.settled()
+        assert 55_000 < gateway.status()["models"]["net"]["wait_ms"] <= 60_000
+        await device.infer(1, budget_ms=30_000)
+        assert (await error(device)).header.code == OverloadedError.code
+        for request_id in (2, 3):
+            await device.infer(request_id)
+        await device.settled()
+        state = gateway.status()["models"]["net"]
+        assert (state["in_flight"], state["queued"]) == (1, 1)
 
 
 async def test_an_unreadable_answer_is_an_internal_error_and_the_replica_goes_on() -> None:
@@ -505,11 +646,33 @@ async def test_the_load_feed_is_numbered_and_follows_the_queue() -> None:
             (load,) = following[-1].models
             assert (load.ready, load.starting, load.in_flight) == (1, 1, 1)
             assert load.queue_ms == pytest.approx(400.0)
-            assert 400.0 < load.wait_ms <= 600.0
+            # A device that has nothing waiting would run before the second of this one's.
+            assert 200.0 < load.wait_ms <= 400.0
+            assert load.index == 0
             numbers = [first.sequence, *(each.sequence for each in following)]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         finally:
             context.destroy(linger=0)
+
+
+async def test_a_late_subscriber_gets_a_snapshot_at_once_and_targets_are_in_it() -> None:
+    # The next report would come in a minute.
+    config = gateway_config(load_period_ms=60_000.0)
+    async with running_gateway(config=config) as gateway:
+        gateway.set_target("net", 5, 4)
+        await until(lambda: gateway.status()["load_reports"] == 1)
+        context = zmq.asyncio.Context()
+        feed = context.socket(zmq.SUB)
+        feed.subscribe(b"")
+        feed.connect(gateway.load_endpoint)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                header = decode_message(await feed.recv_multipart(), LIMITS).header
+        finally:
+            context.destroy(linger=0)
+        assert (header.sequence, header.period_ms) == (1, 60_000.0)
+        (load,) = header.models
+        assert (load.target, load.starting) == (5, 4)
 
 
 async def test_too_many_devices_are_refused() -> None:
