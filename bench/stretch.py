@@ -19,7 +19,7 @@ from edge_agent.runner import Runner, Work
 from shared.graph import Program, State
 from shared.plan.profile import Profile
 
-__all__ = ["RepeatingRunner", "StretchedRunner", "stretched"]
+__all__ = ["RepeatingRunner", "SteadyRunner", "StretchedRunner", "stretched"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,20 @@ class StretchedRunner(Runner):
         time.sleep(ms * (self.factor - 1) / 1000.0)
         # As it came to be, with what the sleep took too long: the breakdown has to sum up.
         return value, ms + (time.perf_counter() - started) * 1000.0
+
+
+class SteadyRunner(StretchedRunner):
+    """As :class:`StretchedRunner`, but ``factor`` times the processor's time, not the time that passed.
+
+    For several devices and replicas on one machine: what one waits for the others' turn is not multiplied.
+    """
+
+    def _timed(self, section: str, body: Callable[[], T]) -> tuple[T, float]:
+        began_s, cpu_s = time.perf_counter(), time.thread_time()
+        value, _ = Runner._timed(self, section, body)
+        wanted_s = self.factor * (time.thread_time() - cpu_s)
+        time.sleep(max(wanted_s - (time.perf_counter() - began_s), 0.0))
+        return value, (time.perf_counter() - began_s) * 1000.0
 
 
 def stretched(factor: float) -> RunnerFactory:

@@ -1,51 +1,68 @@
-"""The Serve application: one Gateway deployment and one Tail deployment for each model.
+"""The Serve application: a Gateway deployment and one Tail deployment for each network and version.
 
-Serve places, starts, checks, restarts and upgrades them; no request passes through Serve.  The classes
-here only run :class:`~cloud_cluster.gateway.Gateway` and :class:`~cloud_cluster.tail.Tail` in a replica.
+Serve places, starts, checks, restarts, scales and upgrades them; no request passes through Serve.  What
+their replicas do is in :mod:`cloud_cluster.hosts`.
+
+Serve restarts what has another version, which by default is everything that is deployed again.  Here a
+version is what a part depends on: a changed list of networks reaches the gateways without a restart, and
+touches only the replicas of those networks that are new, changed or gone.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
+import hashlib
+import json
+import warnings
+from importlib.metadata import version
 from typing import Any
 
 import click
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cloud_cluster.arguments import config_from_arguments
-from cloud_cluster.gateway import Gateway
-from cloud_cluster.sockets import tcp_endpoint
-from cloud_cluster.tail import Tail
-from shared.config import CloudConfig, GatewayConfig, ServedModelConfig
+from cloud_cluster.hosts import DRAIN_S, GatewayHost, TailHost
+from cloud_cluster.placement import GATEWAY, tail_name
+from shared.config import AutoscaleConfig, CloudConfig, ServedModelConfig
 from shared.errors import ConfigError
 
-__all__ = ["app"]
+__all__ = ["GatewayHost", "TailHost", "app", "build"]
 
 _HEALTH_CHECK_PERIOD_S = 2.0
-_DRAIN_S = 5.0
 # Serve waits at least this long before it stops a replica, for requests that it does not route here.
 _SHUTDOWN_WAIT_S = 0.1
-# Where a replica on the gateway's own machine finds a gateway that is bound to every address.
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Serve's averages are taken over the latter; longer ones see a load later.
+_METRICS_INTERVAL_S, _LOOK_BACK_S = 0.5, 2.0
+# What the parts ask each other every second is not worth a line each.
+_LOGGING = {"enable_access_log": False}
+# How many replicas there are to be is no part of what a replica is, nor is where a gateway listens.
+_NOT_OF_A_REPLICA = {"replicas", "autoscale", "max_queue"}
+_OF_A_REPLICA = {"heartbeat_ms", "heartbeat_timeout_ms", "max_message_bytes", "keys"}
+_NOT_OF_A_GATEWAY = {"replicas", "num_cpus"}
 
 
 def app(args: dict[str, Any]) -> Application:
     """Build the application; see :func:`cloud_cluster.arguments.config_from_arguments` for the arguments."""
     try:
         config = config_from_arguments(args)
-        endpoint = _replica_endpoint(config.gateway)
     except ConfigError as error:
         raise _UsageError(str(error)) from error
+    return build(config)
+
+
+def build(config: CloudConfig, tail_host: type[TailHost] = TailHost) -> Application:
+    """The application of a checked configuration; ``tail_host`` replaces what runs in its Tail replicas."""
     plain = config.model_dump(mode="json", exclude_unset=True)
-    tails = [_tail(model, config, plain, endpoint) for model in config.models if model.replicas > 0]
-    gateway = _GATEWAY.options(ray_actor_options={"num_cpus": config.gateway.num_cpus})
-    return gateway.bind(plain, *tails)
+    tails = [_tail(tail_host, model, config, plain) for model in config.models if model.replicas > 0]
+    gateway = _GATEWAY.options(
+        num_replicas=config.gateway.replicas,
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        user_config={"models": plain["models"]},
+    )
+    own = config.gateway.model_dump(mode="json", exclude=_NOT_OF_A_GATEWAY)
+    return _versioned(gateway, own, config.log).bind(plain, *tails)
 
 
 class _UsageError(ConfigError, click.ClickException):
@@ -57,115 +74,67 @@ class _UsageError(ConfigError, click.ClickException):
         click.ClickException.__init__(self, message)
 
 
-def _tail(model: ServedModelConfig, config: CloudConfig, plain: dict[str, Any], endpoint: str) -> Application:
-    deployment = _TAIL.options(
-        name=f"Tail-{re.sub(r'[^A-Za-z0-9._-]', '-', model.name)}",
-        num_replicas=model.replicas,
-        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+def _tail(
+    host: type[TailHost], model: ServedModelConfig, config: CloudConfig, plain: dict[str, Any]
+) -> Application:
+    replicas = (
+        {"num_replicas": model.replicas}
+        if model.autoscale is None
+        else {"autoscaling_config": _autoscaling(model.autoscale)}
     )
-    return deployment.bind(plain, model.name, [endpoint])
+    deployment = _TAIL.options(
+        func_or_class=host,
+        name=tail_name(model.label),
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        **replicas,
+    )
+    own = model.model_dump(mode="json", exclude=_NOT_OF_A_REPLICA)
+    rest = config.model_dump(mode="json", exclude={"models": True, "gateway": True}, exclude_unset=True)
+    rest["gateway"] = config.gateway.model_dump(mode="json", include=_OF_A_REPLICA)
+    return _versioned(deployment, own, rest).bind({**rest, "models": [own]}, model.label)
 
 
-def _replica_endpoint(gateway: GatewayConfig) -> str:
-    if gateway.replica_port == 0:
-        raise ConfigError(
-            "gateway.replica_port must be a fixed port under Ray Serve: the replicas connect to it"
+def _autoscaling(config: AutoscaleConfig) -> AutoscalingConfig:
+    with warnings.catch_warnings():
+        # Marked as deprecated, but what is to replace it is never read.
+        warnings.filterwarnings("ignore", message=".*metrics_interval_s")
+        return AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            metrics_interval_s=_METRICS_INTERVAL_S,
+            look_back_period_s=_LOOK_BACK_S,
+            # Those of the policy count.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+                policy_function="cloud_cluster.autoscale:ServePolicy",
+                policy_kwargs=config.model_dump(mode="json"),
+            ),
         )
-    return tcp_endpoint(_WILDCARDS.get(gateway.host, gateway.host), gateway.replica_port)
 
 
-class _Running:
-    """The task of a part's loops.  When it ends by itself, the health check says why."""
-
-    def __init__(self, part: Gateway | Tail) -> None:
-        self._task = asyncio.get_running_loop().create_task(part.run(), name=f"run {type(part).__name__}")
-
-    def check(self) -> None:
-        if self._task.done():
-            self._task.result()
-            raise RuntimeError(f"{self._task.get_name()} has ended")
-
-
-class GatewayHost:
-    """The gateway, and over HTTP ``/healthz`` and ``/status``.  ``tails`` ties those to this application."""
-
-    # Serve awaits an async constructor, which mypy cannot know.
-    async def __init__(self, config: dict[str, Any], *tails: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
-        self._running: _Running | None = None
-        parsed = CloudConfig.model_validate(config)
-        _log(parsed.log)
-        self._gateway = Gateway(parsed.gateway, parsed.models)
-        await self._gateway.start()
-        self._running = _Running(self._gateway)
-
-    async def check_health(self) -> None:
-        if self._running is not None:
-            self._running.check()
-
-    async def __call__(self, request: Request) -> Response:
-        await self.check_health()
-        if request.url.path.endswith("/healthz"):
-            return JSONResponse({"ok": True})
-        if request.url.path.endswith("/status"):
-            return JSONResponse(self._gateway.status())
-        return JSONResponse({"error": "there are /healthz and /status"}, status_code=404)
-
-    async def __del__(self) -> None:
-        """Serve awaits this before it ends the replica."""
-        if self._running is not None:
-            await self._gateway.stop()
-
-
-class TailHost:
-    """One replica of one model; started when the network is loaded and profiled."""
-
-    async def __init__(self, config: dict[str, Any], model: str, gateways: list[str]) -> None:  # type: ignore[misc]
-        self._running: _Running | None = None
-        parsed = CloudConfig.model_validate(config)
-        _log(parsed.log)
-        self._tail = Tail(
-            next(served for served in parsed.models if served.name == model),
-            gateways,
-            cache_dir=parsed.cache_dir,
-            profile_repeats=parsed.profile_repeats,
-            heartbeat_ms=parsed.gateway.heartbeat_ms,
-            heartbeat_timeout_ms=parsed.gateway.heartbeat_timeout_ms,
-            max_message_bytes=parsed.gateway.max_message_bytes,
-        )
-        await self._tail.start()
-        self._running = _Running(self._tail)
-
-    async def check_health(self) -> None:
-        if self._running is not None:
-            self._running.check()
-
-    async def __del__(self) -> None:
-        """Serve awaits this before it ends the replica."""
-        if self._running is not None:
-            await self._tail.stop(_DRAIN_S)
+def _versioned(deployment: Deployment, *depends_on: Any) -> Deployment:
+    """The deployment with a version of what it depends on, and of this software."""
+    text = json.dumps([version("suture"), *depends_on], sort_keys=True)
+    # Serve has no public option for this; without it every deploy would restart everything.
+    pinned: Deployment = deployment.options(
+        version=hashlib.sha256(text.encode()).hexdigest()[:16], _internal=True
+    )
+    return pinned
 
 
 _GATEWAY: Deployment = serve.deployment(
-    name="Gateway",
-    num_replicas=1,
+    name=GATEWAY,
+    logging_config=_LOGGING,
     health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     graceful_shutdown_wait_loop_s=_SHUTDOWN_WAIT_S,
-    graceful_shutdown_timeout_s=_DRAIN_S,
+    graceful_shutdown_timeout_s=DRAIN_S,
 )(GatewayHost)
 
 _TAIL: Deployment = serve.deployment(
     name="Tail",
+    logging_config=_LOGGING,
     health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     graceful_shutdown_wait_loop_s=_SHUTDOWN_WAIT_S,
-    graceful_shutdown_timeout_s=_DRAIN_S + 2.0,
+    graceful_shutdown_timeout_s=DRAIN_S + 2.0,
 )(TailHost)
-
-
-def _log(level: str) -> None:
-    """Our records to the replica's stderr, which Ray shows and keeps; Ray configures only its own."""
-    logger = logging.getLogger("suture")
-    logger.setLevel(level.upper())
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)

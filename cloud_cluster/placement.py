@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloud_cluster.sockets import tcp_endpoint
 
@@ -51,7 +51,8 @@ def replica_counts(status: ServeStatus, labels: Iterable[str]) -> dict[str, Repl
             deployment = overview.deployments.get(tail_name(label))
             if deployment is None:
                 continue
-            states = deployment.replica_states
+            # Declared as an enum, but plain strings come.
+            states: Mapping[Any, int] = deployment.replica_states
             starting = states.get("STARTING", 0) + states.get("RECOVERING", 0)
             ready = sum(states.get(state, 0) for state in ("RUNNING", "UPDATING", "PENDING_MIGRATION"))
             counts[label] = ReplicaCount(application, ready + starting, starting)

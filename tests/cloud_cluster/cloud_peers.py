@@ -186,14 +186,19 @@ class TinyNet(torch.nn.Module):
         return self.head(body.mean((2, 3)))
 
 
-def tiny_net() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+def tiny_net(seed: int = 3) -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
     """The factory ``tests.cloud_cluster.cloud_peers:tiny_net``."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     net = TinyNet()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return net, (torch.randn(1, 3, 12, 12, generator=generator),)
+
+
+def another_tiny_net() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    """The same with other weights: ``tests.cloud_cluster.cloud_peers:another_tiny_net``."""
+    return tiny_net(seed=4)
 
 
 class TinyTagger(torch.nn.Module):

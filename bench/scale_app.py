@@ -1,0 +1,51 @@
+"""What Ray Serve runs for the scaling bench: the product's application around slower replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cloud_cluster.application import TailHost
+from cloud_cluster.curves import BatchCurves
+from cloud_cluster.executor import BatchExecutor, Executor, Job
+from cloud_cluster.joining import Places, Running
+from cloud_cluster.torch_executor import TorchExecutor
+from shared.config import CloudConfig, ServedModelConfig
+from shared.graph import Program
+
+__all__ = ["STRETCH", "StretchedExecutor", "StretchedTailHost"]
+
+STRETCH = 16.0
+"""How many times slower a replica is than this machine."""
+
+
+class StretchedExecutor(TorchExecutor):
+    """The real network, followed by a sleep: as long as ``STRETCH`` times the processor's time for it.
+
+    The processor's time, because several replicas share this machine's cores, where each would have its
+    own: what one has to wait for the others must not be multiplied.
+    """
+
+    def __init__(
+        self, program: Program, curves: BatchCurves, places: Places | None = None, max_batch: int = 1
+    ) -> None:
+        rows = tuple(tuple(ms * STRETCH for ms in row) for row in curves.unit_ms)
+        super().__init__(program, BatchCurves(curves.batches, rows), places, max_batch)
+
+    def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
+        began_s, cpu_s = time.perf_counter(), time.thread_time()
+        running, _ = super().run(parts, units)
+        wanted_s = STRETCH * (time.thread_time() - cpu_s)
+        time.sleep(max(wanted_s - (time.perf_counter() - began_s), 0.0))
+        return running, (time.perf_counter() - began_s) * 1e3
+
+
+class StretchedTailHost(TailHost):
+    """As :class:`cloud_cluster.application.TailHost`."""
+
+    async def make_executor(self, model: ServedModelConfig, config: CloudConfig) -> Executor | BatchExecutor:
+        return await asyncio.to_thread(
+            StretchedExecutor.load, model, config.cache_dir, config.profile_repeats
+        )

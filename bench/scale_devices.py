@@ -1,0 +1,126 @@
+"""Real agents of slower devices in one process, and applications that ask them at a given rate.
+
+``python -m bench.scale_devices GATEWAY NETWORK COUNT STRETCH CACHE`` is a controlled child.  Every device is
+an :class:`edge_agent.EdgeAgent` of its own, with its own link, controller and worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import zmq
+
+from bench.child import answer
+from bench.stretch import SteadyRunner
+from edge_agent import EdgeAgent
+from edge_agent.link import LinkState
+from edge_agent.load_feed import LoadFeed
+from shared.config import AgentConfig
+from shared.errors import SutureError
+from shared.wire.messages import LoadReport
+
+__all__ = ["main"]
+
+
+class _Fleet:
+    def __init__(self, agents: Sequence[EdgeAgent], network: str) -> None:
+        self._agents = agents
+        self._network = network
+        self._began_s = time.monotonic()
+        self._requests: list[dict[str, Any]] = []
+        self._reports: list[dict[str, Any]] = []
+
+    def facts(self) -> dict[str, Any]:
+        """Of the first device: its ms for the network, the cloud's, and the names of the cuts."""
+        rows = self._agents[0].pipeline.controller.rows(self._network)
+        return {
+            "device_ms": float(rows.edge_ms[rows.local]),
+            "cloud_ms": float(rows.cloud_ms.max()),
+            "cuts": [cut.name for cut in self._agents[0].graph(self._network).cuts],
+            "online": [agent.link_state is LinkState.ONLINE for agent in self._agents],
+        }
+
+    async def run(self, phases: list[list[float]], deadline_ms: float, seed: int) -> dict[str, Any]:
+        """Random arrivals; a phase is seconds and requests per second.  What became of each, by its start."""
+        chance = random.Random(seed)
+        self._began_s, self._requests, self._reports = time.monotonic(), [], []
+        at_s = end_s = 0.0
+        async with asyncio.TaskGroup() as group:
+            for seconds, per_s in phases:
+                at_s, end_s = end_s, end_s + seconds
+                while (at_s := at_s + chance.expovariate(per_s)) < end_s:
+                    await asyncio.sleep(max(at_s - self._now_s(), 0.0))
+                    group.create_task(self._ask(chance.choice(self._agents), deadline_ms))
+        return {"requests": self._requests, "reports": self._reports}
+
+    async def _ask(self, agent: EdgeAgent, deadline_ms: float) -> None:
+        args, kwargs = agent.models[self._network].example
+        row: dict[str, Any] = {"at_s": self._now_s()}
+        self._requests.append(row)
+        try:
+            result = await agent.infer(self._network, *args, deadline_ms=deadline_ms, **kwargs)
+        except SutureError as error:
+            row |= {"error": f"{type(error).__name__}: {error}"}
+        else:
+            row |= {"ms": result.latency_ms, "where": str(result.where), "cut": result.cut_index}
+        row["ended_s"] = self._now_s()
+
+    def on_report(self, report: LoadReport) -> None:
+        (load,) = report.models
+        self._reports.append(
+            {
+                "at_s": self._now_s(),
+                "ready": load.ready,
+                "starting": load.starting,
+                "target": load.target,
+                "wait_ms": load.wait_ms,
+                "queue_ms": load.queue_ms,
+                "admitted_per_s": load.admitted_per_s,
+                "refused_per_s": load.refused_per_s,
+            }
+        )
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+
+def _bad_feed(why: str) -> None:
+    raise RuntimeError(f"the load feed is none: {why}")
+
+
+async def main(argv: Sequence[str]) -> None:
+    gateway, feed, network, count, stretch, cache = argv
+    async with AsyncExitStack() as stack:
+        agents = []
+        for number in range(int(count)):
+            config = AgentConfig.model_validate(
+                {
+                    "name": f"device-{number}",
+                    "threads": 1,
+                    "cloud": {"gateway": gateway},
+                    "models": [{"name": network}],
+                    "cache_dir": cache,
+                    "profile_repeats": 5,
+                }
+            )
+            factory = partial(SteadyRunner, float(stretch))
+            agents.append(
+                await stack.enter_async_context(EdgeAgent.from_config(config, runner_factory=factory))
+            )
+        fleet = _Fleet(agents, network)
+        context = zmq.Context()
+        stack.callback(context.term)
+        load_feed = LoadFeed(context, feed, fleet.on_report, _bad_feed)
+        stack.callback(load_feed.close)
+        await answer({"facts": fleet.facts, "run": fleet.run}, {})
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
