@@ -14,7 +14,7 @@ import zmq
 
 from cloud_cluster.handshakes import DialWatch
 from cloud_cluster.pace import Pace
-from cloud_cluster.schedule import Done
+from cloud_cluster.replica_request import Done
 from cloud_cluster.sockets import Inbox, try_send
 from cloud_cluster.worker import Worker
 from shared.errors import SutureError, UnavailableError

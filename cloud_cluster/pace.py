@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from cloud_cluster.schedule import Done
+from cloud_cluster.replica_request import Done
 from shared.errors import SutureError
 from shared.wire.messages import Credit
 

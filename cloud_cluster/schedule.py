@@ -11,15 +11,17 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from cloud_cluster.batching import Pending, Step, plan
+from cloud_cluster.batching import Pending, Plan, Step, plan
+from cloud_cluster.curves import BatchCurves
 from cloud_cluster.executor import BatchExecutor, Job, Outcome, Work
+from cloud_cluster.replica_request import Done, Finished, Request
 from shared.errors import DeadlineError, RefusedError, SutureError
-from shared.wire import NO_BUDGET, Message
 
-__all__ = ["Done", "Finished", "Request", "Schedule"]
+__all__ = ["Planner", "Schedule"]
 
 log = logging.getLogger("suture.tail")
 
@@ -29,59 +31,6 @@ _SLICES = 4
 _MIN_SLICE_MS = 0.5
 _MARGIN = 0.05
 _PACE_WEIGHT = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One finished request: its outcome or its error, and the ms it waited here.
-
-    ``busy_ms`` is its share of the time for which the thread was occupied, ``batch_requests`` how many
-    were finished in one batch.
-    """
-
-    outcome: Outcome | SutureError
-    wait_ms: float
-    busy_ms: float
-    batch_requests: int = 1
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One request at the replica.  ``arrived_s`` is on the schedule's clock.
-
-    ``job`` is what became of the message, or what is wrong with it, once somebody has looked at it.
-    """
-
-    message: Message
-    callback: Callable[[Done], None]
-    arrived_s: float
-    job: Job | SutureError | None = None
-    decoded: bool = False
-    decode_ms: float = 0.0
-    compute_ms: float = 0.0
-    expected_ms: float = 0.0
-    busy_ms: float = 0.0
-
-    @property
-    def deadline_ms(self) -> float:
-        budget_ms = self.message.budget_ms
-        return math.inf if budget_ms == NO_BUDGET else self.arrived_s * 1e3 + budget_ms
-
-    def prepare(self, executor: BatchExecutor, clock: Callable[[], float], *, decode: bool) -> None:
-        """Check and, where asked for, decode; what is wrong with the request becomes its ``job``."""
-        began = clock()
-        try:
-            if self.job is None:
-                self.job = executor.accept(self.message)
-            if decode and not self.decoded and isinstance(self.job, Job):
-                executor.decode(self.job)
-                self.decoded = True
-                self.decode_ms = (clock() - began) * 1e3
-        except SutureError as error:
-            self.job = error
-
-
-Finished = tuple[Callable[[Done], None], Done]
 
 
 @dataclass(slots=True, eq=False)
@@ -111,12 +60,33 @@ class _Ahead:
     groups: dict[int, _Group] = field(default_factory=dict)
 
 
+class Planner(Protocol):
+    """:func:`cloud_cluster.batching.plan`, or another one to compare it with."""
+
+    def __call__(
+        self,
+        pending: Iterable[Pending],
+        curves: BatchCurves,
+        now_ms: float,
+        max_batch: int,
+        *,
+        behind: float,
+        margin: float,
+    ) -> Plan: ...
+
+
 class Schedule:
     """See the module.  ``clock`` gives seconds and never goes back."""
 
-    def __init__(self, executor: BatchExecutor, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        executor: BatchExecutor,
+        clock: Callable[[], float] = time.perf_counter,
+        planner: Planner = plan,
+    ) -> None:
         self._executor = executor
         self._clock = clock
+        self._planner = planner
         self._groups: list[_Group] = []
         self._ahead = _Ahead()
         self._joins = executor.curves.best_saving(executor.max_batch) >= _MARGIN
@@ -165,7 +135,7 @@ class Schedule:
             self._behind, self._arrived = self._arrived, 0
         now_ms = self._clock() * 1e3
         pending = [self._pending(number, group, now_ms) for number, group in enumerate(self._groups)]
-        made = plan(
+        made = self._planner(
             pending, self._executor.curves, now_ms, self._most, behind=float(self._behind), margin=_MARGIN
         )
         self._ahead = _Ahead(deque(made.batches[0].steps), dict(enumerate(self._groups)))

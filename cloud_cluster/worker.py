@@ -14,7 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cloud_cluster.executor import BatchExecutor, Executor, batching
-from cloud_cluster.schedule import Done, Finished, Request, Schedule
+from cloud_cluster.replica_request import Done, Finished, Request
+from cloud_cluster.schedule import Schedule
 from shared.wire import Message
 
 __all__ = ["Worker"]

@@ -31,7 +31,7 @@ from shared.plan.steps import Progress, Steps, finish
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
-__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work"]
+__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs"]
 
 T = TypeVar("T")
 
@@ -277,7 +277,9 @@ class Runner:
         graph = self._programs[name].graph
 
         def body() -> tuple[dict[int, torch.Tensor], float]:
-            decoded, ms = self._timed("decode", lambda: _decode(graph, cut, prefix.batch, headers, payloads))
+            decoded, ms = self._timed(
+                "decode", lambda: decode_outputs(graph, cut, prefix.batch, headers, payloads)
+            )
             return {**prefix.outputs, **decoded}, ms
 
         if sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES:
@@ -326,9 +328,10 @@ def _encode(
         ]
 
 
-def _decode(
+def decode_outputs(
     graph: Graph, cut: Cut, batch: int, headers: Sequence[TensorHeader], payloads: Sequence[Buffer]
 ) -> dict[int, torch.Tensor]:
+    """The cloud's answer by slot.  Raises CodecError when it is not what the outputs look like."""
     slots = graph.output_slots_of(cut)
     if sorted(header.slot for header in headers) != sorted(slots):
         raise CodecError(

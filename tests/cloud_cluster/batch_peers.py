@@ -12,7 +12,8 @@ import torch
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.joining import find_places
 from cloud_cluster.measuring import first_samples
-from cloud_cluster.schedule import Done, Request, Schedule
+from cloud_cluster.replica_request import Done, Request
+from cloud_cluster.schedule import Schedule
 from cloud_cluster.torch_executor import TorchExecutor
 from shared.codec import Codec, decode, encode
 from shared.config import ModelSource

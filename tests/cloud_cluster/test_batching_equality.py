@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud_cluster.schedule import Done
+from cloud_cluster.replica_request import Done
 from shared.config import ModelSource
 from shared.errors import InputMismatchError
 from shared.graph import Cut, Graph

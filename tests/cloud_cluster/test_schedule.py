@@ -8,7 +8,8 @@ import pytest
 
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.executor import Job, Outcome
-from cloud_cluster.schedule import Done, Request, Schedule
+from cloud_cluster.replica_request import Done, Request
+from cloud_cluster.schedule import Schedule
 from shared.errors import CodecError, DeadlineError, InputMismatchError, RefusedError
 from shared.wire import NO_BUDGET, Message
 from shared.wire.frame import Frame0

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 import zmq
+import zmq.asyncio
 
 from cloud_cluster.gateway import Gateway
 from cloud_cluster.tail import Tail
+from edge_agent.keys import LinkKeys
 from edge_agent.link import LinkState
 from shared.config import ServedModelConfig
 from shared.errors import AuthError, ConfigError
@@ -152,7 +154,8 @@ async def test_what_a_revoked_device_still_sends_is_refused_and_its_connection_c
         await device.infer(2)
         await device.greet(net="sha256:a")
         await replica.answer(work)
-        events = [(await monitor.recv_multipart())[0][:2] for _ in range(2)]
+        async with asyncio.timeout(PATIENCE_S):
+            events = [(await monitor.recv_multipart())[0][:2] for _ in range(2)]
         assert events == [
             zmq.EVENT_DISCONNECTED.to_bytes(2, "little"),
             zmq.EVENT_HANDSHAKE_FAILED_AUTH.to_bytes(2, "little"),
@@ -163,6 +166,27 @@ async def test_what_a_revoked_device_still_sends_is_refused_and_its_connection_c
         await replica.settled()
         assert replica.waiting(MessageType.INFER) == 0
         device.socket.disable_monitor()
+
+
+async def test_a_revoked_device_that_only_listens_hears_nothing_more_of_the_load(keyring: Keyring) -> None:
+    pair = keyring.list("jetson")
+    async with keyring.gateway(load_period_ms=20) as gateway:
+        context = zmq.asyncio.Context()
+        follower = context.socket(zmq.SUB)
+        LinkKeys(pair, keyring.pairs["gateway"].public).apply(follower)
+        follower.subscribe(b"")
+        monitor = follower.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        follower.connect(gateway.load_endpoint)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await follower.recv()
+                keyring.revoke("jetson")
+                assert (await monitor.recv_multipart())[0][:2] == zmq.EVENT_DISCONNECTED.to_bytes(2, "little")
+                refused = (await monitor.recv_multipart())[0][:2]
+            assert refused == zmq.EVENT_HANDSHAKE_FAILED_AUTH.to_bytes(2, "little")
+        finally:
+            follower.disable_monitor()
+            context.destroy(linger=0)
 
 
 async def test_a_replica_needs_the_replicas_key_and_a_devices_key_is_none(
