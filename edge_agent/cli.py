@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edge_agent import keys_command
 from shared.errors import ConfigError, StartupError, SutureError, UnknownModelError
 
 __all__ = ["app", "main"]
@@ -30,6 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 the start failed.",
 )
+
+app.add_typer(keys_command.app)
 
 ConfigOption = Annotated[
     Path | None,

@@ -7,7 +7,6 @@ Any value can be overridden by the environment: ``SUTURE_`` and the path of keys
 from __future__ import annotations
 
 import os
-import re
 import reprlib
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -232,19 +230,6 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "suture"
 
 
-def _file_mode(value: Any) -> Any:
-    """YAML reads 0660 as octal, and so do people who quote it."""
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
-        value = int(value, 8)
-    if isinstance(value, int) and not isinstance(value, bool) and value in _SOCKET_MODES:
-        return value
-    raise ValueError("must be 0600, 0660 or 0666: who may use the agent is who may read and write its socket")
-
-
-_SOCKET_MODES = (0o600, 0o660, 0o666)
-SocketMode = Annotated[int, BeforeValidator(_file_mode)]
-
-
 class AgentConfig(_Section):
     """The whole of an ``edge-agent --config`` file."""
 
@@ -252,10 +237,6 @@ class AgentConfig(_Section):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, description="torch threads; None: torch's own choice")
     socket: str = Field(default_factory=_default_socket, pattern=r"^(ipc|tcp)://")
-    socket_mode: SocketMode = Field(default=0o600, description="permissions of an ipc socket, e.g. 0660")
-    socket_token: Path | None = Field(
-        default=None, description="where a tcp socket's token is written; None: see docs/security.md"
-    )
     cloud: CloudLinkConfig = CloudLinkConfig()
     power: PowerConfig = PowerConfig()
     models: list[ModelConfig] = Field(min_length=1)

@@ -111,19 +111,6 @@ def test_replicas_are_fixed_or_autoscaled() -> None:
         model(autoscale={"min_replicas": 3, "max_replicas": 2})
 
 
-@pytest.mark.parametrize(
-    ("yaml", "mode"), [("0600", 0o600), ("'0660'", 0o660), ("0o666", None), ("600", None), ("0777", None)]
-)
-def test_a_socket_mode_is_octal_and_lets_its_owner_in(tmp_path: Path, yaml: str, mode: int | None) -> None:
-    path = tmp_path / "agent.yaml"
-    path.write_text(f"models: [{{name: mnist}}]\nsocket_mode: {yaml}\n")
-    if mode is None:
-        with pytest.raises(ConfigError, match=r"socket_mode: .*0600, 0660 or 0666"):
-            load_config(AgentConfig, path, environ={})
-    else:
-        assert load_config(AgentConfig, path, environ={}).socket_mode == mode
-
-
 def test_the_paths_of_keys_do_not_depend_on_where_a_worker_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     keys = {"secret": "~/gateway.key_secret", "devices": "devices", "replicas": "/etc/replica.key_secret"}
