@@ -113,6 +113,11 @@ class CloudSide:
         else:
             self._perform(self._table.send_failed(request.request_id))
 
+    def wake(self, served: Served) -> None:
+        """A request for this network begins: if it lacks a replica, the cloud is to know that one is wanted."""
+        if served.asleep_index is not None and self.link is not None:
+            self.link.want(served.asleep_index)
+
     def withdraw(self, request_id: int) -> None:
         """Nobody waits for this answer any more."""
         if self.link is not None:

@@ -190,6 +190,11 @@ class CloudLink:
             self._session.silence.forget(request_id)
             self._session.send(Cancel(), request_id=request_id)
 
+    def want(self, index: int) -> None:
+        """A request ran here because this network, by its index on the card, has no replica."""
+        if self._session is not None and self.online:
+            self._session.want(index)
+
     @property
     def unconfirmed_bytes(self) -> int:
         """Bytes handed to ZeroMQ that the gateway is not yet known to have."""

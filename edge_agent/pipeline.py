@@ -126,6 +126,7 @@ class Pipeline:
         )
         self._requests[request.request_id] = request
         self._idle.clear()
+        self.cloud.wake(served)
         try:
             self._perform(actions)
             complete = await request.ended

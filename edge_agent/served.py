@@ -20,12 +20,17 @@ log = logging.getLogger("suture.agent")
 
 @dataclass(slots=True)
 class Served:
-    """One network on this device.  ``index`` is its number at the gateway, None while it is not offered."""
+    """One network on this device.
+
+    ``index`` is its number at the gateway, None while it is not offered; ``asleep_index`` is its number
+    while the gateway would serve it but has no replica of it, else None.
+    """
 
     name: str
     graph: Graph
     deadline_ms: float
     index: int | None = None
+    asleep_index: int | None = None
     complaint: str = ""
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int, int]:
@@ -43,6 +48,7 @@ class Served:
         complaint = _complaint(self.name, self.graph.digest, offer)
         # A card without a digest: no replica has loaded the network yet, another card will follow.
         self.index = offer.index if offer and offer.digest and not complaint else None
+        self.asleep_index = offer.index if offer and not offer.replicas and not complaint else None
         if complaint and complaint != self.complaint:
             log.error("%s", complaint)
         self.complaint = complaint

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import zmq
+from msgspec import UNSET
 from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
@@ -84,6 +85,7 @@ class Session:
         self._was_online = False
         self._hello_id = _FIRST_CONTROL_ID
         self._next_id = _FIRST_CONTROL_ID + 1
+        self._wanted: set[int] = set()
         self._shaken = False
         self._hello_sent_ms: float | None = None
         self.began_ms = self._beat_ms = now_ms()
@@ -155,13 +157,19 @@ class Session:
             self.silence.work_sent(request_id, payload_bytes, result_bytes, now_ms() + budget_ms)
         return sent
 
+    def want(self, index: int) -> None:
+        """Tell the gateway with the next heartbeat that this network lacked a replica."""
+        self._wanted.add(index)
+
     def send_ping(self, probe_bytes: int) -> bool:
         request_id, self._next_id = self._next_id, self._next_id + 1
         if probe_bytes and not self.send(Announce(payload_bytes=probe_bytes), request_id=request_id):
             return False
         padding = (bytes(probe_bytes),) if probe_bytes else ()
-        if not self.send(Ping(probe_bytes=probe_bytes), padding, request_id):
+        wanted = sorted(self._wanted) or UNSET
+        if not self.send(Ping(probe_bytes=probe_bytes, wanted=wanted), padding, request_id):
             return False
+        self._wanted.clear()
         self.silence.ping_sent(request_id, probe_bytes, now_ms(), self._listener.uplink_bps())
         return True
 

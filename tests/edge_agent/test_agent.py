@@ -222,6 +222,27 @@ async def test_a_cloud_that_comes_later_is_used_without_a_restart(cache_dir: Pat
         check(await agent.infer("photos", IMAGE))
 
 
+async def test_a_network_that_sleeps_is_asked_for_and_used_once_it_is_awake(cache_dir: Path) -> None:
+    asleep = model("photos", replicas=0)
+    async with InProcessCloud(cloud_config(cache_dir, asleep)) as cloud:
+        wanted: list[str] = []
+        cloud.gateway.on_unserved = wanted.append
+        async with EdgeAgent.from_config(
+            agent_config(cache_dir, cloud.device_endpoint, model("photos"))
+        ) as agent:
+            agent.pin("photos", 2)
+            await eventually(lambda: agent.link_state is LinkState.ONLINE)
+            assert wanted == []
+            result = await agent.infer("photos", IMAGE)
+            check(result)
+            assert result.where is Where.DEVICE
+            await eventually(lambda: wanted == ["photos"])
+            await cloud.add_replica(cloud.config.models[0])
+            await eventually(lambda: not agent.decision("photos").is_local)
+            check(await agent.infer("photos", IMAGE))
+            assert wanted == ["photos"]
+
+
 async def test_a_cloud_that_dies_with_requests_in_flight_costs_no_answer(cache_dir: Path) -> None:
     gateway = FakeGateway()
     async with contextlib.AsyncExitStack() as stack:

@@ -612,3 +612,17 @@ async def test_a_name_is_dialled_at_every_address_and_looked_up_anew_after_a_fai
             assert link.reason.endswith(f"at tcp://127.0.0.1:{port}")
             assert asked >= 3
             assert "cannot look up tcp://gateways.example" in listener.states[0][1]
+
+
+async def test_what_lacked_a_replica_is_told_once_with_the_next_heartbeat() -> None:
+    async with FakeGateway().serving() as gateway, linked(gateway.endpoint, Listener()) as link:
+        await eventually(lambda: link.online)
+        for index in (5, 3, 5):
+            link.want(index)
+
+        def told() -> list[object]:
+            return [ping.header.wanted for ping in gateway.of(MessageType.PING)]
+
+        await eventually(lambda: [3, 5] in told())
+        await eventually(lambda: len(told()) > told().index([3, 5]) + 2)
+        assert [each for each in told() if each is not msgspec.UNSET] == [[3, 5]]
