@@ -278,6 +278,8 @@ async def test_gateways_share_what_a_replica_holds_and_the_last_one_has_it_all()
         await device.hello(net="sha256:a")
         # One of its two is kept for the other gateway, as soon as both have taken it in.
         await until(lambda: all(link.alive and link.window == 1 for link in tail.links))
+        # That the tail has said so does not mean that it was heard.
+        await until(lambda: windows(first) == windows(second) == [1])
         for request_id in range(3):
             await device.infer(request_id)
         await device.settled()
@@ -287,6 +289,10 @@ async def test_gateways_share_what_a_replica_holds_and_the_last_one_has_it_all()
         executor.gate.set()
         answers = [await device.next(MessageType.RESULT) for _ in range(3)]
         assert [answer.request_id for answer in answers] == [0, 1, 2]
+
+
+def windows(gateway: Gateway) -> list[int]:
+    return [replica.window for replica in gateway._dispatcher._replicas.values()]
 
 
 def in_flight(gateway: Gateway) -> int:
