@@ -114,7 +114,7 @@ class CloudSide:
             self._perform(self._table.send_failed(request.request_id))
 
     def wake(self, served: Served) -> None:
-        """A request for this network begins: if it lacks a replica, the cloud is to know that one is wanted."""
+        """A request for this network begins: if it lacks a replica, the cloud is told that it wants one."""
         if served.asleep_index is not None and self.link is not None:
             self.link.want(served.asleep_index)
 
