@@ -21,8 +21,6 @@ __all__ = ["Connection", "Eviction"]
 _FAREWELL_S = 0.1
 # tcpi_bytes_received in struct tcp_info of linux/tcp.h, since Linux 4.1.
 _RECEIVED_AT = 128
-# tcpi_bytes_received in struct tcp_info of linux/tcp.h, since Linux 4.1
-_RECEIVED_AT = 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class BatchExecutor(Protocol):
     """One network on one replica, run in steps, several requests at a time.
 
     Every method raises a SutureError for whatever is wrong with a request; anything else is a defect
-    and ends the replica.  ``accept`` and ``decode`` may be called in a second thread, the rest in one.
+    and ends the replica.  All are called in one thread.
     """
 
     @property

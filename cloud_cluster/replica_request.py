@@ -49,16 +49,23 @@ class Request:
         budget_ms = self.message.budget_ms
         return math.inf if budget_ms == NO_BUDGET else self.arrived_s * 1e3 + budget_ms
 
-    def prepare(self, executor: BatchExecutor, clock: Callable[[], float], *, decode: bool) -> None:
-        """Check and, where asked for, decode; what is wrong with the request becomes its ``job``."""
+    def accept(self, executor: BatchExecutor) -> Job | SutureError:
+        """Compare it with the network; what is wrong with the request becomes its ``job``."""
+        try:
+            self.job = executor.accept(self.message)
+        except SutureError as error:
+            self.job = error
+        return self.job
+
+    def decode(self, executor: BatchExecutor, clock: Callable[[], float]) -> None:
+        """Make its payloads tensors, once; what is wrong with them becomes its ``job``."""
+        if self.decoded or not isinstance(self.job, Job):
+            return
         began = clock()
         try:
-            if self.job is None:
-                self.job = executor.accept(self.message)
-            if decode and not self.decoded and isinstance(self.job, Job):
-                executor.decode(self.job)
-                self.decoded = True
-                self.decode_ms = (clock() - began) * 1e3
+            executor.decode(self.job)
+            self.decoded = True
+            self.decode_ms = (clock() - began) * 1e3
         except SutureError as error:
             self.job = error
 

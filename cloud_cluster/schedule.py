@@ -103,14 +103,13 @@ class Schedule:
 
     def add(self, request: Request) -> list[Finished]:
         """Take a request in; it is finished at once when something is wrong with it."""
-        request.prepare(self._executor, self._clock, decode=False)
+        job = request.accept(self._executor)
         self._arrived = self._arrived + 1 if self._groups else 0
-        if isinstance(request.job, Job):
-            self._groups.append(_Group.of(request, request.job))
+        if isinstance(job, Job):
+            self._groups.append(_Group.of(request, job))
             self._ahead.steps.clear()
             return []
-        assert request.job is not None, "prepare() has looked at it"
-        return [self._failed(request, request.job)]
+        return [self._failed(request, job)]
 
     def turn(self) -> list[Finished]:
         """Run the next step; returns who is finished by it, maybe nobody."""
@@ -182,7 +181,7 @@ class Schedule:
             request = group.requests[0]
             if group.work is None:
                 began = self._clock()
-                request.prepare(self._executor, self._clock, decode=True)
+                request.decode(self._executor, self._clock)
                 request.busy_ms += (self._clock() - began) * 1e3
             if isinstance(request.job, SutureError):
                 self._groups.remove(group)

@@ -1,7 +1,6 @@
 """One thread that computes, beside an event loop that keeps receiving.
 
-Requests wait in the thread's queue, so that the next step starts without a turn of the loop.  A second
-thread may decode what arrives while the first computes.
+Requests wait in the thread's queue, so that the next step starts without a turn of the loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from cloud_cluster.executor import BatchExecutor, Executor, batching
 from cloud_cluster.replica_request import Done, Finished, Request
@@ -25,20 +24,15 @@ class Worker:
     """Builds an executor in its thread, then runs there what it is given.
 
     Callbacks are called on the loop.  An exception that is not a SutureError is a defect: the thread ends
-    and :meth:`failed` raises it.  With ``decode_ahead``, requests that arrive while the thread is busy are
-    checked and decoded in a second one.
+    and :meth:`failed` raises it.
     """
 
-    def __init__(
-        self, make_executor: Callable[[], Executor | BatchExecutor], name: str, *, decode_ahead: bool = False
-    ) -> None:
+    def __init__(self, make_executor: Callable[[], Executor | BatchExecutor], name: str) -> None:
         self._make_executor = make_executor
         self._loop = asyncio.get_running_loop()
-        self._arrivals: queue.SimpleQueue[Request | BaseException | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._built: Future[BatchExecutor] = Future()
         self._ended: Future[None] = Future()
-        self._busy = False
-        self._decoder = ThreadPoolExecutor(1, f"{name} decoder") if decode_ahead else None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     async def start(self) -> BatchExecutor:
@@ -47,11 +41,7 @@ class Worker:
         return await asyncio.shield(asyncio.wrap_future(self._built))
 
     def submit(self, message: Message, callback: Callable[[Done], None]) -> None:
-        request = Request(message, callback, time.perf_counter())
-        if self._decoder is not None and self._busy:
-            self._decoder.submit(self._prepare, self._built.result(), request)
-        else:
-            self._arrivals.put(request)
+        self._arrivals.put(Request(message, callback, time.perf_counter()))
 
     async def failed(self) -> None:
         """Waits until the thread ends; raises the defect that ended it.  Safe to cancel."""
@@ -61,8 +51,6 @@ class Worker:
         """Let the thread finish what it has, and wait for its end."""
         if self._thread.ident is None:
             return
-        if self._decoder is not None:
-            await asyncio.to_thread(self._decoder.shutdown)
         self._arrivals.put(None)
         await asyncio.wait([asyncio.wrap_future(self._ended)])
 
@@ -84,12 +72,8 @@ class Worker:
     def _work(self, schedule: Schedule) -> None:
         stopping = False
         while not (stopping and schedule.idle):
-            self._busy = not schedule.idle
             while not stopping and (schedule.idle or not self._arrivals.empty()):
                 arrival = self._arrivals.get()
-                self._busy = True
-                if isinstance(arrival, BaseException):
-                    raise arrival
                 if arrival is None:
                     stopping = True
                 else:
@@ -101,14 +85,6 @@ class Worker:
     def _deliver(self, finished: list[Finished]) -> None:
         if finished:
             self._loop.call_soon_threadsafe(_call, finished)
-
-    def _prepare(self, executor: BatchExecutor, request: Request) -> None:
-        try:
-            request.prepare(executor, time.perf_counter, decode=True)
-        except BaseException as error:  # noqa: BLE001 - ends the computing thread, and is raised by failed()
-            self._arrivals.put(error)
-            return
-        self._arrivals.put(request)
 
 
 def _call(finished: list[Finished]) -> None:

@@ -290,7 +290,6 @@ class ServedModelConfig(ModelSource):
     threads: int | None = Field(default=None, ge=1, description="torch threads; None: the whole of num_cpus")
     credits: int = Field(default=2, ge=1, description="requests that a replica holds at once, or more")
     max_batch: int = Field(default=8, ge=1, le=256, description="samples that may run together; 1: never")
-    precision: Literal["float32", "float16", "auto"] = "float32"
     max_queue: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
@@ -303,12 +302,6 @@ class ServedModelConfig(ModelSource):
     def label(self) -> str:
         """The name, and the version where there is one."""
         return f"{self.name}@{self.version}" if self.version else self.name
-
-    @model_validator(mode="after")
-    def _half_on_cuda_only(self) -> ServedModelConfig:
-        if self.precision == "float16" and self.device == "cpu":
-            raise ValueError("precision float16 needs device: cuda; on a CPU it is slower and less exact")
-        return self
 
     @property
     def torch_threads(self) -> int:
@@ -449,7 +442,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 def _plainly(item: Any) -> str:
     if item["type"] == "extra_forbidden":
-        return "unknown key; remove it, or see docs/operations.md for the keys there are"
+        return "unknown key; remove it, or compare with the commented files in configs/"
     if item["type"] == "missing":
         return "is required"
     # Aliases make a few lines of YAML stand for billions of values: never all of them in one text.
