@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from bench.stretch import longer_by_cpu_time
 from cloud_cluster.application import TailHost
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.executor import BatchExecutor, Executor, Job
@@ -22,11 +23,7 @@ STRETCH = 16.0
 
 
 class StretchedExecutor(TorchExecutor):
-    """The real network, followed by a sleep: as long as ``STRETCH`` times the processor's time for it.
-
-    The processor's time, because several replicas share this machine's cores, where each would have its
-    own: what one has to wait for the others must not be multiplied.
-    """
+    """The real network, ``STRETCH`` times slower by :func:`bench.stretch.longer_by_cpu_time`."""
 
     def __init__(
         self, program: Program, curves: BatchCurves, places: Places | None = None, max_batch: int = 1
@@ -35,10 +32,9 @@ class StretchedExecutor(TorchExecutor):
         super().__init__(program, BatchCurves(curves.batches, rows), places, max_batch)
 
     def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
-        began_s, cpu_s = time.perf_counter(), time.thread_time()
-        running, _ = super().run(parts, units)
-        wanted_s = STRETCH * (time.thread_time() - cpu_s)
-        time.sleep(max(wanted_s - (time.perf_counter() - began_s), 0.0))
+        began_s = time.perf_counter()
+        with longer_by_cpu_time(STRETCH):
+            running, _ = super().run(parts, units)
         return running, (time.perf_counter() - began_s) * 1e3
 
 

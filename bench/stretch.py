@@ -8,8 +8,9 @@ Nothing else is slower: not the agent's own bookkeeping, and not the link.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from edge_agent.runner import Runner, Work
 from shared.graph import Program, State
 from shared.plan.profile import Profile
 
-__all__ = ["RepeatingRunner", "SteadyRunner", "StretchedRunner", "stretched"]
+__all__ = ["RepeatingRunner", "SteadyRunner", "StretchedRunner", "longer_by_cpu_time", "stretched"]
 
 T = TypeVar("T")
 
@@ -52,17 +53,26 @@ class StretchedRunner(Runner):
         return value, ms + (time.perf_counter() - started) * 1000.0
 
 
-class SteadyRunner(StretchedRunner):
-    """As :class:`StretchedRunner`, but ``factor`` times the processor's time, not the time that passed.
+@contextlib.contextmanager
+def longer_by_cpu_time(factor: float) -> Iterator[None]:
+    """Makes the body take ``factor`` times the processor's time that this thread spends on it, at least.
 
-    For several devices and replicas on one machine: what one waits for the others' turn is not multiplied.
+    Several devices and replicas share this machine's cores, where each would have its own: what one has to
+    wait for the others must not be multiplied.
     """
+    began_s, cpu_s = time.perf_counter(), time.thread_time()
+    yield
+    wanted_s = factor * (time.thread_time() - cpu_s)
+    time.sleep(max(wanted_s - (time.perf_counter() - began_s), 0.0))
+
+
+class SteadyRunner(StretchedRunner):
+    """As :class:`StretchedRunner`, but by :func:`longer_by_cpu_time`, where several share the machine."""
 
     def _timed(self, section: str, body: Callable[[], T]) -> tuple[T, float]:
-        began_s, cpu_s = time.perf_counter(), time.thread_time()
-        value, _ = Runner._timed(self, section, body)
-        wanted_s = self.factor * (time.thread_time() - cpu_s)
-        time.sleep(max(wanted_s - (time.perf_counter() - began_s), 0.0))
+        began_s = time.perf_counter()
+        with longer_by_cpu_time(self.factor):
+            value, _ = Runner._timed(self, section, body)
         return value, (time.perf_counter() - began_s) * 1000.0
 
 
