@@ -35,14 +35,15 @@ class Doorway:
         self._purpose = purpose
         self._strikes = strikes or Strikes()
         self._connections: dict[int, Connection] = {}
-        self._of_peer: dict[bytes, int] = {}
+        self._of_peer: dict[bytes, tuple[int, int]] = {}
         self._watches = hasattr(sockets, "TCP_INFO")
         if not self._watches:
             log.warning("this system does not count a connection's bytes: %s are not watched", purpose)
 
     def on_accepted(self, fd: int) -> None:
+        """There may be a new connection at this descriptor, or one that was heard already."""
         connection = Connection.at(fd) if self._watches else None
-        if connection is not None:
+        if connection is not None and connection != self._connections.get(fd):
             self._connections[fd] = connection
             self._parking.accepted(fd, _now_ms())
 
@@ -67,14 +68,18 @@ class Doorway:
 
     def on_greeted(self, identity: bytes, frame: zmq.Frame) -> None:
         """The message that this frame is of made its sender one of ours."""
-        self._of_peer[identity] = fd = _fd_of(frame)
-        self._parking.greeted(fd)
+        self.on_parted(identity)  # from where it greeted before
+        fd = _fd_of(frame)
+        self.on_accepted(fd)  # the one before it at this descriptor may not be missed yet
+        number = self._parking.greeted(fd)
+        if number is not None:
+            self._of_peer[identity] = fd, number
 
     def on_parted(self, identity: bytes) -> None:
         """It is not one of ours any more."""
-        fd = self._of_peer.pop(identity, None)
-        if fd is not None:
-            self._parking.parted(fd, _now_ms())
+        greeted = self._of_peer.pop(identity, None)
+        if greeted is not None:
+            self._parking.parted(*greeted, _now_ms())
 
     async def run(self) -> None:
         """Look and close, until cancelled."""

@@ -6,11 +6,12 @@ kernel counts the bytes of every connection, and a connection carries one messag
 arrived since the last message came out of it is what an unfinished one holds.
 
 Events in, verdicts out; times are milliseconds of the caller's monotonic clock.  A connection is named by
-its file descriptor.
+its file descriptor, which is given to another one as soon as it is closed; ``number`` tells these apart.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _SLACK_BYTES = 2**20
 class _Connection:
     """``parked`` bytes came since ``base``, where the last look stood that had heard a message."""
 
+    number: int
     since_ms: float
     known: bool = False
     heard: bool = False
@@ -55,6 +57,7 @@ class Parking:
         self._max_parked_bytes = max_parked_bytes
         self._greet_ms = greet_ms
         self._connections: dict[int, _Connection] = {}
+        self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -67,7 +70,7 @@ class Parking:
     def accepted(self, fd: int, now_ms: float) -> None:
         # A descriptor is reused as soon as it is closed: whatever was known of it is of another connection.
         self._connections.pop(fd, None)
-        self._connections[fd] = _Connection(now_ms)
+        self._connections[fd] = _Connection(next(self._numbers), now_ms)
 
     def heard(self, fd: int) -> None:
         """A whole message came out."""
@@ -75,16 +78,19 @@ class Parking:
         if connection is not None:
             connection.heard = True
 
-    def greeted(self, fd: int) -> None:
-        """Its peer is one of ours."""
+    def greeted(self, fd: int) -> int | None:
+        """Its peer is one of ours.  The connection's number, None when it is gone."""
         connection = self._connections.get(fd)
-        if connection is not None:
-            connection.known = True
+        if connection is None:
+            return None
+        connection.known = True
+        return connection.number
 
-    def parted(self, fd: int, now_ms: float) -> None:
-        """Its peer is a stranger again, with a stranger's time to greet."""
+    def parted(self, fd: int, number: int, now_ms: float) -> None:
+        """The peer that greeted is a stranger again, with a stranger's time to greet; nothing when its
+        connection is gone, whoever has the descriptor now."""
         connection = self._connections.get(fd)
-        if connection is not None:
+        if connection is not None and connection.number == number:
             connection.known, connection.since_ms = False, now_ms
 
     def look(self, now_ms: float, arrived: Callable[[int], int | None]) -> list[Verdict]:

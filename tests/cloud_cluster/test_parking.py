@@ -82,7 +82,9 @@ def test_who_parts_is_a_stranger_again() -> None:
     lot = Lot()
     lot.come(1)
     assert lot.look(5000) == {}
-    lot.parking.parted(1, 5000)
+    number = lot.parking.greeted(1)
+    assert number is not None
+    lot.parking.parted(1, number, 5000)
     assert lot.look(6000) == {}
     assert lot.look(6001) == {1: "no greeting within 1000 ms"}
 
@@ -120,3 +122,18 @@ def test_a_connection_that_is_gone_is_forgotten_and_its_descriptor_may_come_back
     lot.come(7, now_ms=50_000, known=False)
     assert lot.look(50_900) == {}
     assert list(lot.look(51_100)) == [7]
+
+
+def test_a_peer_found_to_have_left_takes_nothing_from_who_has_its_descriptor_now() -> None:
+    lot = Lot()
+    lot.come(7)
+    first = lot.parking.greeted(7)
+    lot.come(7, now_ms=100)  # the descriptor's next connection; its first peer is not missed yet
+    second = lot.parking.greeted(7)
+    assert first is not None
+    assert second is not None
+    lot.parking.parted(7, first, 200)
+    assert lot.look(5000) == {}
+    lot.parking.parted(7, second, 5000)
+    assert lot.look(5900) == {}
+    assert set(lot.look(6100)) == {7}
