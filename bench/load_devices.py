@@ -43,13 +43,13 @@ class _Device:
         self._inbox = Inbox(self._socket, self._on_frames)
         self._say(encode_message(hello))
 
-    def ask(self, budget_ms: float) -> None:
+    def ask(self, budget_ms: float) -> bool:
+        """False when ZeroMQ's queue to the gateway is full: the request was not sent."""
         fleet = self._fleet
         self._next_id += 1
-        self._sent[self._next_id] = time.perf_counter()
         nbytes = len(fleet.payload)
-        self._say(encode_message(Announce(payload_bytes=nbytes), request_id=self._next_id))
-        self._say(
+        announced = self._say(encode_message(Announce(payload_bytes=nbytes), request_id=self._next_id))
+        sent = announced and self._say(
             encode_message(
                 fleet.header,
                 [fleet.payload],
@@ -59,6 +59,9 @@ class _Device:
                 budget_ms=budget_from_ms(budget_ms),
             )
         )
+        if sent:
+            self._sent[self._next_id] = time.perf_counter()
+        return sent
 
     def ping(self) -> None:
         self._say(encode_message(Ping(), request_id=2**63))
@@ -67,9 +70,10 @@ class _Device:
         self._inbox.close()
         self._socket.close()
 
-    def _say(self, frames: Any) -> None:
-        send_now(self._socket, frames)
+    def _say(self, frames: Any) -> bool:
+        sent = send_now(self._socket, frames)
         self._inbox.look_again()
+        return sent
 
     def _on_frames(self, frames: list[memoryview]) -> None:
         message = decode_message(frames, _LIMITS)
@@ -91,7 +95,7 @@ class _Fleet:
         self._again = False
         self._budget_ms = 0.0
         self._answers: list[tuple[float, int]] = []
-        self._under_way = 0
+        self._under_way = self._unsent = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -104,13 +108,15 @@ class _Fleet:
             self._ask(device)
 
     def _ask(self, device: _Device) -> None:
-        self._under_way += 1
-        self._idle.clear()
-        device.ask(self._budget_ms)
+        if device.ask(self._budget_ms):
+            self._under_way += 1
+            self._idle.clear()
+        else:
+            self._unsent += 1
 
     async def closed(self, seconds: float, in_flight: int, budget_ms: float) -> dict[str, Any]:
         """Every device keeps ``in_flight`` requests under way."""
-        self._answers, self._again, self._budget_ms = [], True, budget_ms
+        self._answers, self._again, self._budget_ms, self._unsent = [], True, budget_ms, 0
         began_s, cpu_s = time.perf_counter(), time.process_time()
         for device in self.devices:
             for _ in range(in_flight):
@@ -123,7 +129,7 @@ class _Fleet:
 
     async def open(self, seconds: float, rate_hz: float, budget_ms: float, seed: int) -> dict[str, Any]:
         """All devices together ask ``rate_hz`` times a second, at random, whatever comes back."""
-        self._answers, self._budget_ms = [], budget_ms
+        self._answers, self._budget_ms, self._unsent = [], budget_ms, 0
         draw = random.Random(seed)
         began_s, cpu_s = time.perf_counter(), time.process_time()
         due_s = began_s
@@ -142,13 +148,19 @@ class _Fleet:
         return {
             "seconds": elapsed_s,
             "per_s": answered / elapsed_s,
+            "unsent": self._unsent,
             "cpu_share": (time.process_time() - cpu_s) / elapsed_s,
             "answers": list(self._answers),
         }
 
     async def _drain(self) -> None:
-        async with asyncio.timeout(_PATIENCE_S):
-            await self._idle.wait()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._idle.wait()
+        except TimeoutError as error:
+            held = [len(device._sent) for device in self.devices]
+            what = f"{self._under_way} requests were never answered, by device: {held}"
+            raise RuntimeError(what) from error
 
     async def keep_alive(self) -> None:
         while True:
