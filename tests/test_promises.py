@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 PARTS = ("Mechanism", "Tests", "Figure", "Not promised")
 SECTIONS = {
     int(number): (title, text)
-    for number, title, text in re.findall(r"^## (\d+)\. (.+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+    for number, title, text in re.findall(r"^## (\d+)\. ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
 }
 
 
