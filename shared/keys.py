@@ -166,8 +166,9 @@ def _text(path: Path, *, secret: bool) -> str:
     kind = "secret" if secret else "public"
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if secret and mode & 0o077:
+            found = os.fstat(file.fileno())
+            mode = stat.S_IMODE(found.st_mode)
+            if secret and mode & _not_for_others(found.st_uid):
                 raise ConfigError(
                     f"{path} holds a secret key and other users can read or change it (mode {mode:04o}); "
                     f"run: chmod 600 {path}"
@@ -183,6 +184,15 @@ def _text(path: Path, *, secret: bool) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no key file: it is not UTF-8 text") from error
+
+
+def _not_for_others(owner: int) -> int:
+    """The bits that a secret may not have.
+
+    What another user owns was handed to this one, by systemd's credentials or a mounted Kubernetes secret,
+    and the group's bits are how: there they stand for an access list or for this process's own group.
+    """
+    return 0o077 if owner == os.geteuid() else 0o027
 
 
 def _sections(path: Path, text: str) -> dict[str, dict[str, str]]:

@@ -65,6 +65,21 @@ def test_a_secret_that_others_can_read_is_refused_with_the_remedy(tmp_path: Path
     assert read_secret(secret) == PAIR
 
 
+@pytest.mark.parametrize(("mode", "taken"), [(0o440, True), (0o640, True), (0o460, False), (0o444, False)])
+def test_a_secret_handed_over_by_another_user_may_be_the_groups_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, taken: bool
+) -> None:
+    """As systemd's credentials and mounted secrets are: root's, and readable by an access list or a group."""
+    secret, _ = write_pair(tmp_path, "jetson-7", PAIR)
+    secret.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: secret.stat().st_uid + 1)
+    if taken:
+        assert read_secret(secret) == PAIR
+    else:
+        with pytest.raises(ConfigError, match=f"mode {mode:04o}"):
+            read_secret(secret)
+
+
 def test_the_umask_does_not_matter(tmp_path: Path) -> None:
     mask = os.umask(0)
     try:
