@@ -101,6 +101,7 @@ class LinkRelay:
         self._down: Lane[_End] = Lane(downlink_bps, delay_s, self._queue_bytes(downlink_bps), now_s)
         self._ends: set[_End] = set()
         self._outage: Outage | None = None
+        self._write_bytes: int | None = None
         self._replay: _Replay | None = None
         self._commands: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._running = True
@@ -290,7 +291,11 @@ class LinkRelay:
         if data is not None:
             end.read_closed = not data
             # Keyed by where the bytes are going, so that they are written without a look-up.
-            end.lane.offer(end.other, data, time.monotonic())
+            end.lane.offer(end.other, self._passed_on(end, data), time.monotonic())
+
+    def _passed_on(self, end: _End, data: bytes) -> bytes:
+        """What goes on of what was read at this end; for faults."""
+        return data
 
     def _flush(self, end: _End) -> None:
         try:
@@ -301,7 +306,7 @@ class LinkRelay:
                     end.finished = True
                     end.outgoing.popleft()
                     continue
-                written = end.sock.send(piece)
+                written = end.sock.send(piece[: self._write_bytes])
                 end.outgoing_bytes -= written
                 if written < len(piece):
                     end.outgoing[0] = piece[written:]
