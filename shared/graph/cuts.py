@@ -10,13 +10,10 @@ sending what is needed of it.  Ties go to the tensor itself, whose memory is den
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from shared.graph.nodes import Op, Unit
 from shared.graph.operators import is_view
 from shared.tensor import SymbolicSpec
-
-if TYPE_CHECKING:
-    from shared.graph.ir import Op, Unit
 
 __all__ = ["Dataflow"]
 
