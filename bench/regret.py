@@ -6,9 +6,7 @@ those that come near the best, in turn with requests that nobody pinned.  Everyt
 slowness and the link: two agents in this process, gateway and replicas in another, the link in a third, and
 other devices in a fourth.
 
-The agent that decides (the subject) learns from its own requests, pings, probes and load reports alone;
-candidates are pinned at the other (the reference), which has a link of its own to the same gateway and shares
-the subject's compute.
+Which agent decides and at which one candidates are pinned: :mod:`bench.two_agents`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import math
-import random
 import statistics
 import tempfile
 import time
@@ -25,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -33,7 +29,6 @@ import numpy as np
 from bench.busy import start_busy
 from bench.candidates import (
     cloud_only,
-    codecs_in,
     label,
     noise,
     oracle_regret,
@@ -41,47 +36,34 @@ from bench.candidates import (
     regret,
     to_try,
 )
-from bench.child import Child, ChildError
+from bench.child import Child
 from bench.cloud_process import start_cloud
 from bench.contract import Bench
 from bench.grid import LINKS_MBPS, SLOWDOWNS, Cell, all_cells, balanced_cells
-from bench.link_process import LinkProcess
-from bench.stretch import RepeatingRunner
-from edge_agent.agent import EdgeAgent
+from bench.judge import Judge
+from bench.two_agents import TwoAgents, enter_agents, row_of
 from edge_agent.decision import Decision
-from edge_agent.link import LinkState
 from edge_agent.result import Result
 from edge_agent.runner import Work
-from shared import zoo
-from shared.codec import Codec, Form
-from shared.config import AgentConfig
-from shared.errors import PlanError
-from shared.graph import CapturedModel, Graph
+from shared.codec import Codec
 from shared.wire.messages import Infer
 
-__all__ = ["main"]
+__all__ = ["Taken", "main", "near_the_best", "report"]
 
 _NETWORKS = ("efficientnet-lite0", "alexnet", "resnet50", "bert-encoder")
 _QUICK_NETWORKS = ("efficientnet-lite0",)
 _QUICK_CELLS = 3
 _DELAY_MS = 5.0
-_DEADLINE_MS = 60_000.0
 
 _CELL_S, _QUICK_CELL_S = 10.0, 4.0
 _SCREENED = 2
 _NEAR, _MOST_CONTENDERS = 1.15, 5
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 12
 
-_SETTLE_S, _RETUNE_S, _LONGER_S = 1.5, 7.0, 3.0
-"""How long the subject is left alone: at the same link, at a new one (three probes), and if it wavers."""
-
-_STEADY = 4
-_ONLINE_TRIES, _ONLINE_WAIT_S = 200, 0.05
+_SETTLE_S, _RETUNE_S = 1.5, 7.0
+"""How long the subject is left alone: at the same link, and at a new one (three probes)."""
 
 _BUSY_SHARE, _BUSY_IN_FLIGHT = (0.2, 0.35), 4
-
-_BOUND = {Form.EXACT: 1e-4, Form.HALF: 1e-2, Form.UINT8: 0.15, Form.INT4: 0.5}
-"""Greatest error of an answer over its greatest value, by what the codec keeps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"each {_BUSY_SHARE[0]:.0%} to {_BUSY_SHARE[1]:.0%} of the network",
     }
     asyncio.run(_run(bench, networks, cells))
-    _report(bench)
+    report(bench)
     return bench.finish()
 
 
@@ -110,28 +92,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="the full factorial: over half an hour")
 
 
-class _SharedRunner(RepeatingRunner):
-    """One worker and one set of programs for both agents."""
-
-    async def load(self, name: str, captured: CapturedModel) -> Graph:
-        if name in self._programs:
-            return self.program(name).graph
-        return await super().load(name, captured)
-
-
 @dataclass(slots=True)
 class _Stage:
     bench: Bench
-    links: tuple[LinkProcess, ...]
     others: Child
-    runner: _SharedRunner
-    subject: EdgeAgent
-    reference: EdgeAgent
-    judge: Judge
+    agents: TwoAgents
     scratch: Path
-    rng: random.Random
     mbps: float = math.inf
-    strays: list[str] = field(default_factory=list)
 
 
 async def _run(bench: Bench, networks: Sequence[str], cells: Sequence[Cell]) -> None:
@@ -140,7 +107,9 @@ async def _run(bench: Bench, networks: Sequence[str], cells: Sequence[Cell]) -> 
             stage = await _set_up(bench, stack, networks)
         for cell in bench.track(cells, "cells", total=len(cells)):
             await _measure(stage, cell)
-    bench.config["not_measured_as_pinned"] = stage.strays
+    bench.config["not_measured_as_pinned"] = stage.agents.strays
+    for complaint in stage.agents.complaints:
+        bench.unsound(complaint)
 
 
 async def _set_up(bench: Bench, stack: contextlib.AsyncExitStack, networks: Sequence[str]) -> _Stage:
@@ -150,91 +119,22 @@ async def _set_up(bench: Bench, stack: contextlib.AsyncExitStack, networks: Sequ
         "models": [{"name": name} for name in networks],
         "cache_dir": str(scratch / "cloud"),
     }
-    cloud, gateway, feed = await start_cloud(cloud_config, scratch / "cloud.log")
+    cloud, *endpoints = await start_cloud(cloud_config, scratch / "cloud.log")
     stack.push_async_callback(cloud.stop)
-    others = await start_busy(gateway, scratch / "others.log")
+    others = await start_busy(endpoints[0], scratch / "others.log")
     stack.push_async_callback(others.stop)
-    runner = _SharedRunner(1, "cpu", 1)
-    agents, links = [], []
-    upstreams = [("127.0.0.1", urlsplit(endpoint).port or 0) for endpoint in (gateway, feed)]
-    for name in ("subject", "reference"):
-        # A link each: heartbeats of the one must not wait behind payloads of the other.
-        link = await LinkProcess.start(upstreams, scratch / f"{name}-link.log", delay_ms=_DELAY_MS)
-        stack.push_async_callback(link.stop)
-        links.append(link)
-        there = {
-            key: f"tcp://127.0.0.1:{port}"
-            for key, port in zip(("gateway", "load_feed"), link.ports, strict=True)
-        }
-        config = AgentConfig.model_validate(
-            {
-                "name": name,
-                "threads": 1,
-                "cloud": there,
-                "models": [{"name": network} for network in networks],
-                "cache_dir": str(scratch / "device"),
-            }
-        )
-        agent = EdgeAgent.from_config(config, runner_factory=lambda device, threads: runner)
-        agents.append(await stack.enter_async_context(agent))
-    subject, reference = agents
-    judge = await runner.call(lambda: Judge(networks))
-    await _wait_online(agents)
-    rng = random.Random(bench.seed)
-    return _Stage(bench, tuple(links), others, runner, subject, reference, judge, scratch, rng)
-
-
-async def _wait_online(agents: Sequence[EdgeAgent]) -> None:
-    """What held the interpreter's lock for long may have cost a link.  Raises ChildError where it is down."""
-    for _ in range(_ONLINE_TRIES):
-        if all(agent.link_state is LinkState.ONLINE for agent in agents):
-            return
-        await asyncio.sleep(_ONLINE_WAIT_S)
-    raise ChildError(f"no link: {', '.join(agent.link_reason for agent in agents)}")
-
-
-class Judge:
-    """What eager PyTorch says; shares no code with the pipeline but the networks and their inputs."""
-
-    def __init__(self, networks: Sequence[str]) -> None:
-        import torch
-
-        self._expected: dict[str, Any] = {}
-        self._labelled: dict[str, bool] = {}
-        with torch.inference_mode():
-            for name in networks:
-                network = zoo.build(name)
-                self._expected[name] = _leaves(network.module(*network.args, **network.kwargs))
-                self._labelled[name] = network.labels is not None
-
-    def complaint(self, name: str, result: Result) -> str:
-        """What is wrong with an answer; '' when nothing is."""
-        known = {codec.label: codec.form for codec in Codec}
-        forms = {known.get(label, Form.EXACT) for label in codecs_in(result.codec)}  # raw, or nothing sent
-        bound = max(_BOUND.values() if result.codec.startswith("mixed") else map(_BOUND.__getitem__, forms))
-        pairs = list(zip(_leaves(result.outputs), self._expected[name], strict=True))
-        error = max(float(np.abs(ours - true).max() / np.abs(true).max()) for ours, true in pairs)
-        where = f"{name} cut at {result.cut} in {result.codec or 'no codec'}"
-        if not error <= bound:
-            return f"{where}: an answer is off by {error:.2g} of its greatest value"
-        if self._labelled[name] and any(ours.argmax() != true.argmax() for ours, true in pairs):
-            return f"{where}: another class than the whole network's"
-        return ""
-
-
-def _leaves(tree: Any) -> list[np.ndarray[Any, Any]]:
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
-    if isinstance(tree, list | tuple):
-        return [leaf for each in tree for leaf in _leaves(each)]
-    return [np.asarray(tree)]
+    judge = await asyncio.to_thread(Judge, networks)
+    agents = await enter_agents(
+        stack, networks, endpoints, scratch, judge, delay_ms=_DELAY_MS, seed=bench.seed
+    )
+    return _Stage(bench, others, agents, scratch)
 
 
 # one cell
 
 
 @dataclass(slots=True)
-class _Taken:
+class Taken:
     """Requests of one candidate, or of the controller's own choice."""
 
     ms: list[float] = field(default_factory=list)
@@ -255,15 +155,15 @@ async def _measure(stage: _Stage, cell: Cell) -> None:
     """Add one cell's row."""
     retuned = stage.mbps != cell.mbps
     stage.mbps = cell.mbps
-    for link in stage.links:
-        await link.set_rate(cell.mbps)
-    _slow_down(stage, cell.slowdown)
+    agents = stage.agents
+    await agents.set_rate(cell.mbps)
+    agents.slow_down(cell.slowdown)
     if cell.loaded:
         await _start_others(stage, cell.network)
     try:
-        settled = await _settle(stage, cell.network, _RETUNE_S if retuned else _SETTLE_S)
+        settled = await agents.settle(cell.network, _RETUNE_S if retuned else _SETTLE_S)
         began_s = time.monotonic()
-        decision = stage.subject.decision(cell.network)
+        decision = agents.subject.decision(cell.network)
         rows, conditions = decision.rows, decision.conditions
         baselines = {
             "device_only": rows.local,
@@ -271,89 +171,38 @@ async def _measure(stage: _Stage, cell: Cell) -> None:
             "paper": papers_choice(rows, conditions),
         }
         tried = sorted({*to_try(rows, conditions), *baselines.values(), decision.row})
-        screened = {row: _Taken() for row in tried}
+        screened = {row: Taken() for row in tried}
         for _ in range(_SCREENED):
-            for row in stage.rng.sample(tried, len(tried)):
+            for row in agents.rng.sample(tried, len(tried)):
                 await _pinned(stage, cell.network, decision, row, screened[row])
-        contenders = _contenders(screened, decision.row)
-        measured = {row: _Taken() for row in contenders}
-        chosen = _Taken()
+        contenders = near_the_best(screened, decision.row)
+        measured = {row: Taken() for row in contenders}
+        chosen = Taken()
         choices: list[int | None] = []
         seconds = stage.bench.config["seconds_per_cell"]
         for number in range(_MOST_ROUNDS):
             if number >= _LEAST_ROUNDS and time.monotonic() - began_s > seconds:
                 break
-            for row in stage.rng.sample([*contenders, None], len(contenders) + 1):
-                if row is not None:
-                    await _pinned(stage, cell.network, decision, row, measured[row])
+            for candidate in agents.rng.sample([*contenders, None], len(contenders) + 1):
+                if candidate is not None:
+                    await _pinned(stage, cell.network, decision, candidate, measured[candidate])
                     continue
-                result = await _ask(stage, stage.subject, cell.network)
+                result = await agents.ask(cell.network)
                 chosen.add(result)
-                choices.append(_row_of(result, decision))
+                choices.append(row_of(result, decision))
     finally:
         if cell.loaded:
             await stage.others.call("stop")
     _add_row(stage, cell, decision, settled, baselines, screened, measured, chosen, choices)
 
 
-def _slow_down(stage: _Stage, factor: int) -> None:
-    """Another device, as it would have measured itself."""
-    stage.runner.factor = factor
-    for agent in (stage.subject, stage.reference):
-        for name, profile in stage.runner.profiles.items():
-            agent.pipeline.controller.on_measured(
-                name, agent.pipeline.now_ms(), profile=profile.stretched(factor)
-            )
+async def _pinned(stage: _Stage, network: str, decision: Decision, row: int, taken: Taken) -> None:
+    result = await stage.agents.ask_pinned(network, decision.rows, row)
+    if result is not None:
+        taken.add(result)
 
 
-async def _settle(stage: _Stage, network: str, seconds: float) -> dict[str, Any]:
-    """Ask for this long, and a little longer while the choice changes."""
-    began_s = time.monotonic()
-    seen: list[tuple[str, str]] = []
-    while True:
-        result = await _ask(stage, stage.subject, network)
-        seen.append((result.cut, result.codec))
-        elapsed_s = time.monotonic() - began_s
-        steady = len(seen) >= _STEADY and len(set(seen[-_STEADY:])) == 1
-        if elapsed_s > seconds + (0.0 if steady else _LONGER_S):
-            return {"requests": len(seen), "seconds": elapsed_s, "steady": steady}
-
-
-async def _pinned(stage: _Stage, network: str, decision: Decision, row: int, taken: _Taken) -> None:
-    rows = decision.rows
-    cut = rows.cut_of(row)
-    try:
-        stage.reference.pipeline.controller.pin(network, cut, rows.codecs_of(row) or rows.codec_of(row))
-    except PlanError as error:  # a mix of codecs that another profile would not consider
-        stage.strays.append(str(error))
-        return
-    result = await _ask(stage, stage.reference, network)
-    if (result.cut, result.codec) != (cut.name, rows.label_of(row)) or result.fallback:
-        stage.strays.append(f"{network} ran at {result.cut}, not {cut.name}: {result.fallback or 'no link'}")
-        return
-    taken.add(result)
-
-
-async def _ask(stage: _Stage, agent: EdgeAgent, network: str) -> Result:
-    """One request, with its answer checked."""
-    args, kwargs = agent.models[network].example
-    result = await agent.infer(network, *args, deadline_ms=_DEADLINE_MS, **kwargs)
-    complaint = stage.judge.complaint(network, result)
-    if complaint:
-        stage.bench.unsound(complaint)
-    return result
-
-
-def _row_of(result: Result, decision: Decision) -> int | None:
-    """The candidate that a request ran as; None for one that there was not when candidates were listed."""
-    rows = decision.rows
-    for row in range(len(rows)):
-        if (rows.cut_of(row).name, rows.label_of(row)) == (result.cut, result.codec):
-            return row
-    return None
-
-
-def _contenders(screened: dict[int, _Taken], chosen: int) -> list[int]:
+def near_the_best(screened: dict[int, Taken], chosen: int) -> list[int]:
     """Those that came near the best; the others cannot be the best by the noise there is."""
     least = {row: min(taken.ms) for row, taken in screened.items() if taken.ms}
     near = sorted(
@@ -364,7 +213,7 @@ def _contenders(screened: dict[int, _Taken], chosen: int) -> list[int]:
 
 async def _start_others(stage: _Stage, network: str) -> None:
     """Other devices send the activations of a late cut, which the device computes for them here."""
-    agent = stage.reference
+    agent, runner = stage.agents.reference, stage.agents.runner
     rows = agent.pipeline.controller.rows(network)
     share = rows.cloud_ms / rows.cloud_ms.max()
     late = np.flatnonzero(
@@ -373,9 +222,9 @@ async def _start_others(stage: _Stage, network: str) -> None:
     row = int(late[np.argmin(rows.payload_bytes[late])])
     cut, graph = rows.cut_of(row), agent.graph(network)
     args, kwargs = agent.models[network].example
-    factor, stage.runner.factor = stage.runner.factor, 1
-    prefix = await stage.runner.prefix(network, graph.flatten(args, kwargs), cut, rows.codecs_of(row), Work())
-    stage.runner.factor = factor
+    factor, runner.factor = runner.factor, 1
+    prefix = await runner.prefix(network, graph.flatten(args, kwargs), cut, rows.codecs_of(row), Work())
+    runner.factor = factor
     paths = []
     for number, payload in enumerate(prefix.payloads):
         path = stage.scratch / f"payload-{number}"
@@ -400,9 +249,9 @@ def _add_row(
     decision: Decision,
     settled: dict[str, Any],
     baselines: dict[str, int],
-    screened: dict[int, _Taken],
-    measured: dict[int, _Taken],
-    chosen: _Taken,
+    screened: dict[int, Taken],
+    measured: dict[int, Taken],
+    chosen: Taken,
     choices: list[int | None],
 ) -> None:
     rows = decision.rows
@@ -443,7 +292,7 @@ def _add_row(
     )
 
 
-def _plain(taken: _Taken) -> dict[str, Any]:
+def _plain(taken: Taken) -> dict[str, Any]:
     return {
         "ms": [round(ms, 3) for ms in taken.ms],
         "error": [round(error, 4) for error in taken.errors],
@@ -461,7 +310,7 @@ def _percent(share: float | None) -> float | None:
 # the whole
 
 
-def _report(bench: Bench) -> None:
+def report(bench: Bench) -> None:
     rows = bench.rows
     if not rows:
         return
