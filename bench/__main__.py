@@ -16,13 +16,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-_BENCHES = ("link", "equality", "hop", "overhead", "load", "fleet")
+_BENCHES = ("link", "equality", "hop", "overhead", "load", "batching", "fleet")
 _RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(_BENCHES)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=f"All of them take about {sum(_BENCHES.values()):.0f} minutes on two cores.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {_with_minutes()}")
     parser.add_argument("--quick", action="store_true", help="a smoke test of each")
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER")
     options = parser.parse_args(argv)
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no bench {', '.join(unknown)}; there are {', '.join(_BENCHES)}")
     console = Console()
-    names = options.names or _BENCHES
+    names = options.names or list(_BENCHES)
     summary = Table(title="all targets", title_justify="left")
     for column in ("bench", "target", "measured", "", "unit", "met"):
         summary.add_column(column)
@@ -58,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unsound:
         console.print(f"[bold red]not sound, or failed:[/] {', '.join(unsound)}")
     return 1 if unsound else 0
+
+
+def _with_minutes() -> str:
+    """The names, each with the time that it takes."""
+    return ", ".join(f"{name} ({minutes:g} min)" for name, minutes in _BENCHES.items())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.grouping import EXACT, Group, Pending, Waiting, by_cut
 
-__all__ = ["Batch", "Pending", "Plan", "Step", "plan"]
+__all__ = ["Batch", "Pending", "Plan", "Step", "plan", "plan_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,12 @@ def plan(
     order of cuts, which is the quickest of all where units take ``a + c b`` and requests are of one size,
     because each batch then costs what its earliest cut says.  It is never worse than the first two.
     """
-    waiting = Waiting(pending, curves, now_ms, max_batch, behind, margin)
-    if len(waiting.items) < 2 or curves.best_saving(max_batch) < margin:
+    return plan_of(Waiting(pending, curves, now_ms, max_batch, behind, margin))
+
+
+def plan_of(waiting: Waiting) -> Plan:
+    """:func:`plan`, of requests and rules as they are in ``waiting``."""
+    if len(waiting.items) < 2 or waiting.curves.best_saving(waiting.max_batch) < waiting.margin:
         groups = waiting.one_by_one
     elif len(waiting.items) <= EXACT:
         groups = waiting.exact()
