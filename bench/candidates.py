@@ -6,13 +6,27 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.codec import Codec
+from shared.plan.energy import Power, energy_mj
 from shared.plan.latency import Conditions, latency_ms
+from shared.plan.radio import power_mw
 from shared.plan.rows import Rows
 from shared.plan.solve import uplink_segments
 
-__all__ = ["cloud_only", "codecs_in", "label", "noise", "oracle_regret", "papers_choice", "regret", "to_try"]
+__all__ = [
+    "cheapest_cloud",
+    "cloud_only",
+    "codecs_in",
+    "label",
+    "noise",
+    "oracle_regret",
+    "papers_choice",
+    "papers_energy_choice",
+    "regret",
+    "to_try",
+]
 
 Samples = Mapping[int, Sequence[float]]
 """Measured ms by row; the samples at one position are of one round."""
@@ -42,7 +56,7 @@ def to_try(rows: Rows, conditions: Conditions) -> list[int]:
 
 def cloud_only(rows: Rows, conditions: Conditions) -> int:
     """Everything in the cloud, in the codec that is predicted to be the fastest."""
-    senders = np.flatnonzero(rows.edge_ms + ~rows.remote == 0)
+    senders = _senders(rows)
     return int(senders[np.argmin(latency_ms(rows, conditions)[senders])])
 
 
@@ -56,9 +70,25 @@ def papers_choice(rows: Rows, conditions: Conditions) -> int:
     whole_ms = float(rows.cloud_ms.max())
     load = conditions.slowdown + conditions.wait_ms / whole_ms
     believed = rows.edge_ms + rows.payload_bytes * 8000.0 / conditions.uplink_bps + load * rows.cloud_ms
-    chain = np.array([rows.cut_of(row).index >= 0 for row in range(len(rows))])
-    plain = (rows.codec == int(Codec.FLOAT32)) & (rows.mix < 0)
-    return int(np.argmin(np.where(chain & plain, believed, np.inf)))
+    return int(np.argmin(np.where(_plain_chain(rows), believed, np.inf)))
+
+
+def cheapest_cloud(rows: Rows, conditions: Conditions, power: Power) -> int:
+    """Everything in the cloud, in the codec that is predicted to take the least energy."""
+    senders = _senders(rows)
+    return int(senders[np.argmin(energy_mj(rows, conditions, power)[senders])])
+
+
+def papers_energy_choice(rows: Rows, conditions: Conditions, power: Power) -> int:
+    """Neurosurgeon's policy for energy (ASPLOS 2017, section 4.3) on the same profiles and bandwidth: the
+    least sum of ``busy W * device ms + radio W * upload ms``.
+
+    A chain of cuts, tensors as float32, nothing for waiting, coding and the way back.
+    """
+    radio_w = power_mw(power.link, conditions.uplink_bps / 1e6) / 1e3
+    upload_ms = rows.payload_bytes * 8000.0 / conditions.uplink_bps
+    believed = power.busy_w * rows.edge_ms + radio_w * upload_ms
+    return int(np.argmin(np.where(_plain_chain(rows), believed, np.inf)))
 
 
 def regret(chosen_ms: Sequence[float], measured: Samples) -> float:
@@ -93,6 +123,18 @@ def noise(measured: Samples) -> float | None:
         if len(samples) >= 4
     ]
     return statistics.median(apart) if apart else None
+
+
+def _senders(rows: Rows) -> NDArray[np.int64]:
+    """The rows that compute nothing on the device."""
+    return np.flatnonzero(rows.edge_ms + ~rows.remote == 0)
+
+
+def _plain_chain(rows: Rows) -> NDArray[np.bool_]:
+    """All that the paper knows: topological cuts, tensors as they are."""
+    chain = np.array([rows.cut_of(row).index >= 0 for row in range(len(rows))])
+    plain: NDArray[np.bool_] = chain & (rows.codec == int(Codec.FLOAT32)) & (rows.mix < 0)
+    return plain
 
 
 def _best(rows: Rows, conditions: Conditions) -> int:

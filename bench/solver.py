@@ -19,6 +19,7 @@ import gc
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -129,6 +130,7 @@ def examine(
 
     ``p50_us`` and ``p99_us`` are of a re-solve; ``gap_percent``, ``worst_percent`` are the mean and the
     worst gap, ``topological_percent`` the mean without the ``wide`` cuts; ``flow_ms`` is one max-flow.
+    The thousands of re-solves are kept as how often each time was seen, to a tenth of a microsecond.
     """
     cloud_unit_ms = tuple(ms / CLOUD_FACTOR for ms in profile.unit_ms)
     began = time.perf_counter()
@@ -169,7 +171,7 @@ def examine(
         flow_ms=statistics.median(gap.judge_ms for gap in found),
         build_ms=build_ms,
         widen_ms=widen_ms,
-        samples_us=[round(sample, 2) for sample in samples],
+        times_seen_by_us=Counter(f"{sample:.1f}" for sample in sorted(samples)),
         gaps=shares,
     )
 

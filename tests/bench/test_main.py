@@ -26,7 +26,7 @@ raise SystemExit(bench.finish())
 """
     (package / "good.py").write_text(body.format(name="good", extra=""))
     (package / "bad.py").write_text(body.format(name="bad", extra="bench.unsound('a wrong answer')"))
-    monkeypatch.setattr(runner, "_BENCHES", ("good", "bad"))
+    monkeypatch.setattr(runner, "_BENCHES", {"good": 1.0, "bad": 2.5})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,6 +48,25 @@ def test_one_unsound_bench_does_not_stop_the_others_and_fails_the_run(
     assert runner.main(["bad", "good", "--results", "out"]) == 1
     assert (benches / "out" / "good.json").exists()
     assert "not sound, or failed: bad" in capfd.readouterr().out
+
+
+def test_help_says_how_long_each_takes_and_all_together(
+    benches: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        runner.main(["--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "good (1 min), bad (2.5 min)" in shown
+    assert "about 4 minutes" in shown
+
+
+def test_every_name_is_a_module_with_a_row_in_the_methodology() -> None:
+    folder = Path(runner.__file__).parent
+    described = (folder / "METHODOLOGY.md").read_text(encoding="utf-8")
+    for name in runner._BENCHES:
+        assert (folder / f"{name}.py").exists(), name
+        assert f"| `{name}` |" in described, name
 
 
 def test_a_name_that_is_no_bench_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
