@@ -25,6 +25,7 @@ from shared.wire import (
     decode_message,
     encode_message,
     error_reply,
+    peek,
 )
 from shared.wire.messages import Credit, Goodbye, Ping, ReplicaHello, Result, TailTimings
 
@@ -130,6 +131,10 @@ class GatewayLink:
             message = decode_message([frame.buffer for frame in frames], self._limits)
         except SutureError as error:
             log.warning("from the gateway at %s: %s", self.endpoint, error)
+            seen = peek(frames[0].buffer)
+            if seen is not None and seen[1] == MessageType.INFER:
+                # The gateway has not read the request's header, and waits for its one answer.
+                self.send(encode_message(error_reply(error), request_id=seen[2]))
             return
         kind = message.type
         if kind is MessageType.INFER:

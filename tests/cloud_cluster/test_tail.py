@@ -13,9 +13,9 @@ from cloud_cluster.executor import Outcome
 from cloud_cluster.gateway import Gateway
 from cloud_cluster.tail import Tail
 from shared.config import ServedModelConfig
-from shared.errors import DeadlineError, RefusedError
+from shared.errors import DeadlineError, ProtocolError, RefusedError
 from shared.wire import Message, MessageType, decode_message, encode_message
-from shared.wire.messages import Goodbye, Header, Pong
+from shared.wire.messages import Goodbye, Header, Infer, Pong, TensorHeader
 from tests.cloud_cluster.cloud_peers import (
     LIMITS,
     PATIENCE_S,
@@ -26,6 +26,10 @@ from tests.cloud_cluster.cloud_peers import (
 )
 
 NET = ServedModelConfig(name="net", credits=2)
+
+
+def tensor_of(nbytes: int) -> TensorHeader:
+    return TensorHeader(slot=0, dtype=6, codec=0, shape=[nbytes], order=[0], payload_bytes=nbytes)
 
 
 class EchoExecutor:
@@ -168,6 +172,26 @@ async def test_an_error_of_the_request_is_answered_and_the_replica_goes_on() -> 
         assert (reply.request_id, reply.header.code) == (1, RefusedError.code)
         assert (reply.header.message, reply.header.retry_after_ms) == ("odd", 12.0)
         assert (await device.next(MessageType.RESULT)).request_id == 2
+
+
+async def test_work_that_cannot_be_read_is_answered_and_occupies_nothing() -> None:
+    """The gateway passes on what it does not read, so that only the replica can tell."""
+    async with (
+        running_gateway(NET) as gateway,
+        running_tail(EchoExecutor(), gateway),
+        FakeDevice(gateway.device_endpoint) as device,
+    ):
+        await device.hello(net="sha256:a")
+        for request_id in range(1, 2 * NET.credits + 1):
+            # Two bytes fewer than the header promises.
+            infer = Infer(batch=1, tensors=[tensor_of(66)], reply_codec=0)
+            frame0, header, _ = encode_message(infer, [bytes(66)], request_id=request_id)
+            await device.socket.send_multipart([frame0, header, bytes(64)])
+            reply = await device.next(MessageType.ERROR)
+            assert (reply.request_id, reply.header.code) == (request_id, ProtocolError.code)
+        await until(lambda: gateway.status()["models"]["net"]["in_flight"] == 0)
+        await device.infer(99)
+        assert (await device.next(MessageType.RESULT)).request_id == 99
 
 
 async def test_work_whose_time_ran_out_in_the_replica_is_not_computed() -> None:
