@@ -43,12 +43,12 @@ from shared.plan.rows import Rows
 __all__ = ["Taken", "limits", "main"]
 
 BUSY_W, IDLE_W = 5.0, 1.5
-SLOWDOWNS = (4, 12, 36)
+SLOWDOWNS = (4, 16)
 
 _NETWORKS = ("efficientnet-lite0", "alexnet", "resnet50")
 _QUICK_NETWORKS, _QUICK_RADIOS, _QUICK_SLOWDOWNS = ("efficientnet-lite0",), ("wifi",), (12,)
 
-_CELL_S, _QUICK_CELL_S = 9.0, 4.0
+_CELL_S, _QUICK_CELL_S = 5.0, 4.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 8
 _SETTLE_S, _RETUNE_S = 1.5, 7.0
 _ALONE_SLACK = 0.25
