@@ -24,7 +24,7 @@ from bench.batching_curves import RECORDED, spread_over_units
 from bench.batching_live import LiveNetwork
 from bench.batching_replica import POLICIES, Ask, Policy, Ran, run_replica
 from bench.contract import Bench
-from bench.fleet_network import stored_hop_ms
+from bench.fleet_calibration import stored_hop_ms
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.joining import TOLERANCE, Places
 

@@ -3,11 +3,14 @@
 A discrete-event simulation in virtual time of the very classes that run in a device and in the cloud:
 controller and request table, dispatcher, load meter, batch planner, autoscaling policy.  Only what they
 drive (torch, threads, sockets, Serve) is arithmetic, from a real network that is measured at the start
-and from the hop that bench.hop measured.
+and from what the live benches measured (``bench/fleet_calibration.py``).
 
 Three runs: a fleet of devices and links that are all alike, the hardest case, with more work than its
 replicas can take; the same without the damping; and a mixed fleet with autoscaling, to which everything
 happens: all devices start at once, others load the cloud, everyone's uplink slows down, the feed is lost.
+
+In a large fleet a device takes in only the last few load reports before each of its decisions.  Whether that
+makes a difference is then tried with a small fleet, both ways.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from bench.contract import Bench
+from bench.fleet_calibration import Calibration
 from bench.fleet_cloud import CloudPlan
 from bench.fleet_device import DeviceClass
 from bench.fleet_figures import period_figures, series
-from bench.fleet_network import measure_network, stored_hop_ms
+from bench.fleet_network import FleetNetwork, measure_network
 from bench.fleet_plot import plot_fleet
 from bench.fleet_run import Event, FleetPlan, run_fleet
 from shared.config import AutoscaleConfig
@@ -40,6 +43,12 @@ _MOST_DEVIATION = 0.05
 _SHARE_TAKEN = 0.43
 """Of the fleet that is alike, the share whose work its replicas can take."""
 
+_FINE_UP_TO, _LAST_REPORTS = 2000, 3
+"""In larger fleets a device takes in so many load reports before a decision."""
+
+_CHECK_DEVICES, _CHECK_RATE_HZ, _CHECK_S = 500, 1.0, 20.0
+_MOST_APART = 0.03
+
 _LISTENERS = 1000
 """Devices per gateway, which sets the pace of the feed; more gateways are simulated as one dispatcher."""
 
@@ -49,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = bench.options.devices or (400 if bench.quick else 10_000)
     with bench.console.status("measuring the network ..."):
         network = measure_network(bench.options.network, None, 3 if bench.quick else 10)
-    hop_ms = stored_hop_ms(_RESULTS)
+    found = Calibration.stored(_RESULTS)
     unit_s = sum(network.profile.unit_ms) / 1e3
     rate_hz = bench.options.rate_hz
     seconds = bench.options.seconds or (12.0 if bench.quick else 80.0)
+    reports = _LAST_REPORTS if devices > _FINE_UP_TO else None
+    listeners = min(devices, _LISTENERS)
     demand = devices * rate_hz * unit_s
     alike = FleetPlan(
         "all alike",
@@ -60,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds / 4,
         rate_hz,
         _ALIKE,
-        CloudPlan(max(1, round(demand * _SHARE_TAKEN)), hop_ms, min(devices, _LISTENERS)),
+        CloudPlan(max(1, round(demand * _SHARE_TAKEN)), found.hop_ms, listeners, of_torch=found.of_torch),
+        reports=reports,
     )
     most = max(2, round(demand * 0.8))
     part = seconds / 4
@@ -72,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rate_hz,
         _MIXED,
         CloudPlan(
-            autoscale.min_replicas, hop_ms, min(devices, _LISTENERS), autoscale, start_ms=min(4e3, part * 250)
+            autoscale.min_replicas,
+            found.hop_ms,
+            listeners,
+            autoscale,
+            start_ms=min(found.start_ms, part * 250),
+            of_torch=found.of_torch,
         ),
         (
             Event(part, others_per_s=0.3 * most / unit_s),
@@ -80,20 +97,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             Event(3 * part, uplink=1.0, feed_lost=True),
             Event(3 * part + min(2.0, part / 3), feed_lost=False),
         ),
+        reports=reports,
     )
     undamped = replace(alike, name="all alike, undamped", patience_ms=0.0)
     bench.config = {
         "network": network.name,
         "whole_ms": unit_s * 1e3,
-        "hop_ms": hop_ms,
+        "calibration": asdict(found),
+        "replica_start_ms": mixed.cloud.start_ms,
         "devices": devices,
         "rate_hz": rate_hz,
+        "load_reports_before_a_decision": reports,
         "patience_ms": alike.patience_ms,
         "alike": [asdict(each) for each in _ALIKE],
         "mixed": [asdict(each) for each in _MIXED],
         "replicas_alike": alike.cloud.replicas,
         "replicas_mixed": [autoscale.min_replicas, autoscale.max_replicas],
     }
+    if reports is not None:
+        _check(bench, network, found, reports)
     _simulate(bench, network, alike, [(0.0, "all start")])
     _simulate(bench, network, undamped, [(0.0, "all start")])
     moments = [(0.0, "all start"), (part, "others"), (2 * part, "slow uplinks"), (3 * part, "feed lost")]
@@ -112,7 +134,33 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="efficientnet-lite0", metavar="NAME")
 
 
-def _simulate(bench: Bench, network: Any, plan: FleetPlan, moments: list[tuple[float, str]]) -> None:
+def _check(bench: Bench, network: FleetNetwork, found: Calibration, reports: int) -> None:
+    """A small fleet with every report and with the last few: they must not differ."""
+    demand = _CHECK_DEVICES * _CHECK_RATE_HZ * sum(network.profile.unit_ms) / 1e3
+    replicas = max(1, round(demand * _SHARE_TAKEN))
+    fine = FleetPlan(
+        f"{_CHECK_DEVICES} alike, every report",
+        _CHECK_DEVICES,
+        _CHECK_S,
+        _CHECK_RATE_HZ,
+        _ALIKE,
+        CloudPlan(replicas, found.hop_ms, _LISTENERS, of_torch=found.of_torch),
+    )
+    coarse = replace(fine, name=f"{_CHECK_DEVICES} alike, last {reports} reports", reports=reports)
+    for plan in (fine, coarse):
+        _simulate(bench, network, plan, [(0.0, "all start")])
+    every, last = bench.rows[-2:]
+    for figure in ("offloaded", "deviation", "missed_share"):
+        bench.target(
+            f"{_CHECK_DEVICES} devices, last {reports} reports instead of all: {figure} differs by",
+            abs(every[figure] - last[figure]),
+            "share",
+            _MOST_APART,
+            "at_most",
+        )
+
+
+def _simulate(bench: Bench, network: FleetNetwork, plan: FleetPlan, moments: list[tuple[float, str]]) -> None:
     with bench.console.status(f"{plan.name}: {plan.devices:,} devices ...") as status:
         run = run_fleet(
             network, plan, bench.seed, lambda share: status.update(f"{plan.name}: {share:.0%} of the time")

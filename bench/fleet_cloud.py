@@ -39,7 +39,8 @@ _NOISE = 0.05
 class CloudPlan:
     """``listeners`` share the load feed of a gateway, which spends a fixed number of bytes on all of them.
 
-    ``autoscale`` is None for as many ``replicas`` all the time.
+    ``autoscale`` is None for as many ``replicas`` all the time.  A saturated replica reaches the share
+    ``of_torch`` of torch's own speed.
     """
 
     replicas: int
@@ -47,6 +48,7 @@ class CloudPlan:
     listeners: int = 0
     autoscale: AutoscaleConfig | None = None
     start_ms: float = 10_000.0
+    of_torch: float = 1.0
 
 
 class Reports:
@@ -60,10 +62,13 @@ class Reports:
         self._moments.append(now_ms)
         self._reports.append(report)
 
-    def between(self, after_ms: float, until_ms: float, most: int) -> list[tuple[float, LoadReport]]:
-        """The newest of those published later than the one moment and not later than the other, in order."""
+    def between(self, after_ms: float, until_ms: float, most: int | None) -> list[tuple[float, LoadReport]]:
+        """Those published later than the one moment and not later than the other, in order, or of these the
+        ``most`` newest."""
         last = bisect_right(self._moments, until_ms)
-        first = max(bisect_right(self._moments, after_ms), last - most)
+        first = bisect_right(self._moments, after_ms)
+        if most is not None:
+            first = max(first, last - most)
         return list(zip(self._moments[first:last], self._reports[first:last], strict=True))
 
 
@@ -204,7 +209,13 @@ class FleetCloud:
         name = f"replica-{self._numbers}".encode()
         self._numbers += 1
         self._replicas[name] = FleetReplica(
-            name, self._curves, _MAX_BATCH, self._time, self._about, self._finished
+            name,
+            self._curves,
+            _MAX_BATCH,
+            self._time,
+            self._about,
+            1.0 / self._plan.of_torch - 1.0,
+            self._finished,
         )
         self._apply(self._dispatcher.replica_ready(name, 0, _CREDITS, self._time.now_ms))
 

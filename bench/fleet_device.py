@@ -3,7 +3,7 @@
 What the agent's pipeline does with torch, threads and sockets, this does by arithmetic: one worker that
 runs prefixes, decodings and local completions in turn, and one uplink that sends one payload after the
 other.  What the device knows it learns from the same events, except that load reports reach the
-controller when it is to decide, the last few of them in order: the rest would be forgotten by then.
+controller when it is to decide, all of them in order or, in a large fleet, only the last few.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ from shared.plan.stages import Stage
 from shared.wire.messages import Limits, ModelCard
 
 __all__ = ["Device", "DeviceClass", "Outcome", "Prototypes"]
-
-_REPORTS = 8
-"""So many reports before a decision reach the controller: the rest is older than what it remembers."""
 
 _NOISE = 0.05
 """Deviation of every duration, as a share of it."""
@@ -121,7 +118,10 @@ class _Live:
 
 
 class Device:
-    """``uplink`` is the factor on all uplinks at this moment; ``finished`` takes every outcome."""
+    """``uplink`` is the factor on all uplinks at this moment; ``finished`` takes every outcome.
+
+    Of the load reports before a decision the last ``reports`` reach the controller, None for all.
+    """
 
     __slots__ = (
         "_cloud",
@@ -135,6 +135,7 @@ class Device:
         "_name",
         "_next_id",
         "_reported_ms",
+        "_reports",
         "_table",
         "_time",
         "_timer",
@@ -161,6 +162,7 @@ class Device:
         draw: random.Random,
         *,
         damped: bool,
+        reports: int | None,
     ) -> None:
         self.identity = number.to_bytes(4, "big")
         self.class_index = class_index
@@ -179,6 +181,7 @@ class Device:
         self._late: dict[int, tuple[Decision, float]] = {}
         self._next_id = 0
         self._damped = damped
+        self._reports = reports
         self._reported_ms = -1.0
         self._timer: tuple[float, int] = (0.0, 0)
         self._worker_free_ms = self._uplink_free_ms = 0.0
@@ -203,7 +206,7 @@ class Device:
         self._take_in(now_ms - half_ms)
 
     def _take_in(self, until_ms: float) -> None:
-        for moment_ms, report in self._cloud.reports.between(self._reported_ms, until_ms, _REPORTS):
+        for moment_ms, report in self._cloud.reports.between(self._reported_ms, until_ms, self._reports):
             self._reported_ms = moment_ms
             self._controller.on_load(report, moment_ms + self.rtt_ms / 2)
 

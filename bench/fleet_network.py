@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,7 @@ from shared.graph.ir import Graph
 from shared.plan.profile import Profile
 from shared.plan.rows import FAITHFUL
 
-__all__ = ["FleetNetwork", "measure_network", "stored_hop_ms"]
-
-_HOP_MS = 0.7
-"""From the gateway to a replica and back with nothing to compute, where no figure of bench.hop is there."""
+__all__ = ["FleetNetwork", "measure_network"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +44,3 @@ def measure_network(name: str, cache_dir: Path | None, repeats: int) -> FleetNet
     finally:
         torch.set_num_threads(threads)
     return FleetNetwork(name, program.graph, profile)
-
-
-def stored_hop_ms(results: Path) -> float:
-    """Median ms that gateway and replica add to a request of 150 kB, as bench.hop last kept it here."""
-    try:
-        rows = json.loads((results / "hop.json").read_text(encoding="utf-8"))["rows"]
-    except FileNotFoundError:
-        return _HOP_MS
-    found = [
-        row["p50_ms"]
-        for row in rows
-        if row["activation"] == "150 kB" and row["path"].endswith("from the gateway on")
-    ]
-    return float(found[0]) if found else _HOP_MS

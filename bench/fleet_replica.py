@@ -55,6 +55,7 @@ class FleetReplica:
     """``finished`` is told of every request with its outcome and the ms of the replica's time that it took.
 
     ``about`` makes a planned duration a real one: noise, and whatever else slows replicas down.
+    ``overhead`` is the share of it that the replica spends on top, on neither torch nor codecs.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class FleetReplica:
         max_batch: int,
         time: Timeline,
         about: Callable[[float], float],
+        overhead: float,
         finished: Callable[[bytes, Request, Answer | SutureError, float, int], None],
     ) -> None:
         self.name = name
@@ -75,6 +77,7 @@ class FleetReplica:
         self._max_batch = max_batch
         self._time = time
         self._about = about
+        self._overhead = overhead
         self._finished = finished
         self._waiting: dict[int, tuple[Request, float]] = {}
         self._busy = False
@@ -101,15 +104,16 @@ class FleetReplica:
         compute_ms = self._about(planned_ms)
         if planned_ms >= _SLOWDOWN_MIN_MS:
             self.slowdown += _SLOWDOWN_WEIGHT * (compute_ms / planned_ms - self.slowdown)
-        codecs_ms = sum(_ticket(request).decode_ms + _ticket(request).encode_ms for request, _ in taken)
+        besides_ms = sum(_ticket(request).decode_ms + _ticket(request).encode_ms for request, _ in taken)
+        besides_ms += compute_ms * self._overhead
         self._busy = True
-        self._time.after(compute_ms + codecs_ms, self._done, taken, now_ms, compute_ms, codecs_ms)
+        self._time.after(compute_ms + besides_ms, self._done, taken, now_ms, compute_ms, besides_ms)
 
     def _done(
-        self, taken: list[tuple[Request, float]], began_ms: float, compute_ms: float, codecs_ms: float
+        self, taken: list[tuple[Request, float]], began_ms: float, compute_ms: float, besides_ms: float
     ) -> None:
         self._busy = False
-        busy_ms = compute_ms + codecs_ms
+        busy_ms = compute_ms + besides_ms
         self.busy_ms += busy_ms
         for request, arrived_ms in taken:
             ticket = _ticket(request)

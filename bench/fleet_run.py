@@ -32,7 +32,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """All devices connect at the first moment, and each then asks ``rate_hz`` times a second at random."""
+    """All devices connect at the first moment, and each then asks ``rate_hz`` times a second at random.
+
+    ``reports`` as in :class:`bench.fleet_device.Device`.
+    """
 
     name: str
     devices: int
@@ -42,6 +45,7 @@ class FleetPlan:
     cloud: CloudPlan
     events: Sequence[Event] = ()
     patience_ms: float = CloudLinkConfig().patience_ms
+    reports: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def run_fleet(
             run.outcomes.append,
             random.Random(draw.getrandbits(64)),
             damped=plan.patience_ms > 0,
+            reports=plan.reports,
         )
         time.at(0.0, device.connect)
         time.at(draw.uniform(0.0, 1e3 / plan.rate_hz), world.ask, device, plan.rate_hz)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from bench.fleet import main
+from bench.fleet_calibration import Calibration
+from bench.fleet_cloud import Reports
 from bench.fleet_figures import offload_share, swing
 from bench.virtual_time import Timeline
+from shared.wire.messages import LoadReport
 
 
 def test_events_happen_in_order_and_time_jumps() -> None:
@@ -42,6 +45,28 @@ def test_chance_is_no_swing_and_a_crowd_that_alternates_is() -> None:
     assert herd["period_s"] % 0.4 == pytest.approx(0.0, abs=1e-6) or herd["period_s"] > 0.3
 
 
+def test_the_cloud_is_as_the_live_benches_found_it(tmp_path: Path) -> None:
+    assumed = Calibration.stored(tmp_path)
+    assert set(assumed.sources.values()) == {"built in, there is no result"}
+    hop = {"activation": "150 kB", "path": "suture: from the gateway on", "p50_ms": 1.5}
+    share = {"name": "throughput at saturation over torch alone", "value": 0.8}
+    (tmp_path / "hop.json").write_text(json.dumps({"rows": [hop]}))
+    (tmp_path / "load.json").write_text(json.dumps({"targets": [share]}))
+    (tmp_path / "scale.json").write_text(json.dumps({"config": {"replica_start_s": 6.5}}))
+    found = Calibration.stored(tmp_path)
+    assert (found.hop_ms, found.of_torch, found.start_ms) == (1.5, 0.8, 6500.0)
+    assert [source.partition(".")[0] for source in found.sources.values()] == ["hop", "load", "scale"]
+
+
+def test_a_device_hears_all_reports_since_the_last_or_the_newest_of_them() -> None:
+    reports = Reports()
+    for number in range(10):
+        reports.publish(LoadReport(gateway="g", sequence=number, models=[]), number * 100.0)
+    heard = reports.between(200.0, 700.0, None)
+    assert [moment for moment, _ in heard] == [300.0, 400.0, 500.0, 600.0, 700.0]
+    assert [report.sequence for _, report in reports.between(200.0, 700.0, 2)] == [6, 7]
+
+
 @pytest.mark.slow
 def test_a_small_fleet_runs_through_everything_that_happens(tmp_path: Path) -> None:
     path, picture = tmp_path / "fleet.json", tmp_path / "fleet.svg"
@@ -50,11 +75,11 @@ def test_a_small_fleet_runs_through_everything_that_happens(tmp_path: Path) -> N
         "--devices",
         "60",
         "--seconds",
-        "8",
+        "4",
         "--rate-hz",
         "1",
         "--network",
-        "mobilenetv2",
+        "mnist",
     ]
     assert main([*arguments, "--json", str(path), "--plot", str(picture)]) == 0
     document = json.loads(path.read_text())
