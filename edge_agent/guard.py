@@ -26,13 +26,15 @@ _SentT = TypeVar("_SentT", bound=_Sent)
 class Guard:
     """When the device stops to wait for the cloud.
 
-    The local completion starts when ``predicted * margin + slack_ms`` is left to the deadline.  A request
+    The local completion starts when ``predicted * margin + hop_ms + slack_ms`` is left to the deadline;
+    ``hop_ms`` is what the way to the worker's thread and back takes for each, beside the compute.  A request
     is overdue at ``overdue_factor`` times its predicted answer time plus ``overdue_ms``; overdue requests
     reserve the device one after the other, so that all of them make it, not only the first.  Others do
     not: while the cloud answers as predicted, many requests in flight must not wake the device early.
     """
 
     margin: float = 1.2
+    hop_ms: float = 1.0
     slack_ms: float = 10.0
     overdue_factor: float = 2.0
     overdue_ms: float = 50.0
@@ -55,7 +57,7 @@ class Guard:
             overdue = self.overdue_at_ms(each) <= now_ms
             if overdue:
                 end_ms = min(end_ms, occupied_from)
-            start_ms = end_ms - each.rest_ms * self.margin
+            start_ms = end_ms - each.rest_ms * self.margin - self.hop_ms
             if overdue:
                 occupied_from = start_ms
             starts.append((start_ms - worker_wait_ms, each))

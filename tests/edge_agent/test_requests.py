@@ -28,7 +28,7 @@ from shared.errors import (
     RefusedError,
 )
 
-GUARD = Guard(margin=1.0, slack_ms=0.0, overdue_factor=2.0, overdue_ms=0.0)
+GUARD = Guard(margin=1.0, hop_ms=0.0, slack_ms=0.0, overdue_factor=2.0, overdue_ms=0.0)
 
 
 def online_table(max_in_flight: int = 4, max_bytes: int = 10_000, guard: Guard = GUARD) -> RequestTable:
@@ -234,6 +234,15 @@ def test_overdue_requests_reserve_the_device_one_after_the_other() -> None:
     # 1 occupies the worker for 200 ms from here
     assert table.tick(400.0, worker_wait_ms=200.0) == [FinishLocally(2)]
     assert table.tick(400.0, worker_wait_ms=400.0) == [FinishLocally(3)]
+
+
+def test_overdue_requests_reserve_the_way_to_the_worker_too() -> None:
+    """Of a network that takes next to nothing, thirty on the device take what the way there and back takes."""
+    table = online_table(max_in_flight=30, guard=Guard(hop_ms=1.0, slack_ms=10.0))
+    for request_id in range(1, 31):
+        send(table, request_id, deadline_ms=1000.0, rest_ms=0.0, answer_ms=1.0)
+    assert table.tick(500.0) == []
+    assert table.next_tick_ms(500.0) == 960.0
 
 
 def test_requests_that_are_not_overdue_do_not_reserve_the_device() -> None:
