@@ -106,7 +106,7 @@ class LiveNetwork:
         live = self.program.live(state, cut)
         encoded = [encode(tensor, Codec.FLOAT32, slot) for tensor, slot in zip(live, cut.live, strict=True)]
         infer = Infer(batch=1, tensors=[header for header, _ in encoded], reply_codec=Codec.FLOAT32)
-        payloads = [bytes(payload) for _, payload in encoded]
+        payloads = tuple(memoryview(payload) for _, payload in encoded)
         return Message(Frame0(MessageType.INFER, cut=index), infer, payloads)
 
     def _whole(self) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from shared.graph import Program
 
 __all__ = ["STRETCH", "StretchedExecutor", "StretchedTailHost"]
 
-STRETCH = 16.0
+STRETCH = 32.0
 """How many times slower a replica is than this machine."""
 
 

@@ -1,12 +1,14 @@
 """Real agents of slower devices in one process, and applications that ask them at a given rate.
 
-``python -m bench.scale_devices GATEWAY NETWORK COUNT STRETCH CACHE`` is a controlled child.  Every device is
-an :class:`edge_agent.EdgeAgent` of its own, with its own link, controller and worker thread.
+``python -m bench.scale_devices GATEWAY FEED NETWORK STRETCHES CACHE`` is a controlled child.  Every device is
+an :class:`edge_agent.EdgeAgent` of its own, with its own link, controller and worker thread.  STRETCHES, a
+list in JSON, says how many times slower than this machine each of them is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 import time
@@ -23,7 +25,7 @@ from edge_agent import EdgeAgent
 from edge_agent.link import LinkState
 from edge_agent.load_feed import LoadFeed
 from shared.config import AgentConfig
-from shared.errors import SutureError
+from shared.errors import OverloadedError, SutureError
 from shared.wire.messages import LoadReport
 
 __all__ = ["main"]
@@ -38,10 +40,11 @@ class _Fleet:
         self._reports: list[dict[str, Any]] = []
 
     def facts(self) -> dict[str, Any]:
-        """Of the first device: its ms for the network, the cloud's, and the names of the cuts."""
-        rows = self._agents[0].pipeline.controller.rows(self._network)
+        """The devices' ms for the network, the cloud's, and the names of the cuts."""
+        every = [agent.pipeline.controller.rows(self._network) for agent in self._agents]
+        rows = every[0]
         return {
-            "device_ms": float(rows.edge_ms[rows.local]),
+            "device_ms": [float(each.edge_ms[each.local]) for each in every],
             "cloud_ms": float(rows.cloud_ms.max()),
             "cuts": [cut.name for cut in self._agents[0].graph(self._network).cuts],
             "online": [agent.link_state is LinkState.ONLINE for agent in self._agents],
@@ -57,17 +60,20 @@ class _Fleet:
                 at_s, end_s = end_s, end_s + seconds
                 while (at_s := at_s + chance.expovariate(per_s)) < end_s:
                     await asyncio.sleep(max(at_s - self._now_s(), 0.0))
-                    group.create_task(self._ask(chance.choice(self._agents), deadline_ms))
+                    late_s = self._now_s() - at_s
+                    group.create_task(self._ask(chance.choice(self._agents), deadline_ms, late_s))
         return {"requests": self._requests, "reports": self._reports}
 
-    async def _ask(self, agent: EdgeAgent, deadline_ms: float) -> None:
+    async def _ask(self, agent: EdgeAgent, deadline_ms: float, late_s: float) -> None:
         args, kwargs = agent.models[self._network].example
-        row: dict[str, Any] = {"at_s": self._now_s()}
+        row: dict[str, Any] = {"at_s": self._now_s(), "late_s": late_s, "deadline_ms": deadline_ms}
         self._requests.append(row)
         try:
             result = await agent.infer(self._network, *args, deadline_ms=deadline_ms, **kwargs)
         except SutureError as error:
-            row |= {"error": f"{type(error).__name__}: {error}"}
+            # What the cloud refuses the device does itself: this is the device's own word.
+            by_agent = isinstance(error, OverloadedError)
+            row |= {"error": f"{type(error).__name__}: {error}", "by_agent": by_agent}
         else:
             row |= {"ms": result.latency_ms, "where": str(result.where), "cut": result.cut_index}
         row["ended_s"] = self._now_s()
@@ -96,10 +102,10 @@ def _bad_feed(why: str) -> None:
 
 
 async def main(argv: Sequence[str]) -> None:
-    gateway, feed, network, count, stretch, cache = argv
+    gateway, feed, network, stretches, cache = argv
     async with AsyncExitStack() as stack:
         agents = []
-        for number in range(int(count)):
+        for number, stretch in enumerate(json.loads(stretches)):
             config = AgentConfig.model_validate(
                 {
                     "name": f"device-{number}",
@@ -110,7 +116,7 @@ async def main(argv: Sequence[str]) -> None:
                     "profile_repeats": 5,
                 }
             )
-            factory = partial(SteadyRunner, float(stretch))
+            factory = partial(SteadyRunner, stretch)
             agents.append(
                 await stack.enter_async_context(EdgeAgent.from_config(config, runner_factory=factory))
             )
