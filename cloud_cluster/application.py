@@ -3,15 +3,11 @@
 Serve places, starts, checks, restarts, scales and upgrades them; no request passes through Serve.  What
 their replicas do is in :mod:`cloud_cluster.hosts`.
 
-Serve restarts what has another version, which by default is everything that is deployed again.  Here a
-version is what a part depends on: a changed list of networks reaches the gateways without a restart, and
-touches only the replicas of those networks that are new, changed or gone.
+What a changed configuration restarts, and what it reaches as it runs, is in :mod:`cloud_cluster.upgrades`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -24,6 +20,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from cloud_cluster.arguments import config_from_arguments
 from cloud_cluster.hosts import DRAIN_S, GatewayHost, TailHost
 from cloud_cluster.placement import GATEWAY, tail_name
+from cloud_cluster.upgrades import (
+    gateway_user_config,
+    gateway_version,
+    replica_config,
+    replica_user_config,
+    replica_version,
+)
 from shared.config import AutoscaleConfig, CloudConfig, ServedModelConfig
 from shared.errors import ConfigError
 
@@ -36,10 +39,7 @@ _SHUTDOWN_WAIT_S = 0.1
 _METRICS_INTERVAL_S, _LOOK_BACK_S = 0.5, 2.0
 # What the parts ask each other every second is not worth a line each.
 _LOGGING = {"enable_access_log": False}
-# How many replicas there are to be is no part of what a replica is, nor is where a gateway listens.
-_NOT_OF_A_REPLICA = {"replicas", "autoscale", "max_queue"}
-_OF_A_REPLICA = {"heartbeat_ms", "heartbeat_timeout_ms", "max_message_bytes", "keys"}
-_NOT_OF_A_GATEWAY = {"replicas", "num_cpus"}
+_SOFTWARE = version("suture")
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -53,16 +53,15 @@ def app(args: dict[str, Any]) -> Application:
 
 def build(config: CloudConfig, tail_host: type[TailHost] = TailHost) -> Application:
     """The application of a checked configuration; ``tail_host`` replaces what runs in its Tail replicas."""
-    plain = config.model_dump(mode="json", exclude_unset=True)
-    tails = [_tail(tail_host, model, config, plain) for model in config.models if model.replicas > 0]
+    tails = [_tail(tail_host, model, config) for model in config.models if model.replicas > 0]
     gateway = _GATEWAY.options(
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
         ray_actor_options={"num_cpus": config.gateway.num_cpus},
-        user_config={"models": plain["models"]},
+        user_config=gateway_user_config(config),
     )
-    own = config.gateway.model_dump(mode="json", exclude=_NOT_OF_A_GATEWAY)
-    return _versioned(gateway, own, config.log).bind(plain, *tails)
+    plain = config.model_dump(mode="json", exclude_unset=True)
+    return _versioned(gateway, gateway_version(config, _SOFTWARE)).bind(plain, *tails)
 
 
 class _UsageError(ConfigError, click.ClickException):
@@ -74,9 +73,7 @@ class _UsageError(ConfigError, click.ClickException):
         click.ClickException.__init__(self, message)
 
 
-def _tail(
-    host: type[TailHost], model: ServedModelConfig, config: CloudConfig, plain: dict[str, Any]
-) -> Application:
+def _tail(host: type[TailHost], model: ServedModelConfig, config: CloudConfig) -> Application:
     replicas = (
         {"num_replicas": model.replicas}
         if model.autoscale is None
@@ -86,12 +83,14 @@ def _tail(
         func_or_class=host,
         name=tail_name(model.label),
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        user_config=replica_user_config(model, config),
+        max_surge_percent=model.surge_percent,
+        # Beyond it Serve ends the process.
+        graceful_shutdown_timeout_s=model.handover_s + DRAIN_S + 2.0,
         **replicas,
     )
-    own = model.model_dump(mode="json", exclude=_NOT_OF_A_REPLICA)
-    rest = config.model_dump(mode="json", exclude={"models": True, "gateway": True}, exclude_unset=True)
-    rest["gateway"] = config.gateway.model_dump(mode="json", include=_OF_A_REPLICA)
-    return _versioned(deployment, own, rest).bind({**rest, "models": [own]}, model.label)
+    versioned = _versioned(deployment, replica_version(model, config, _SOFTWARE))
+    return versioned.bind(replica_config(model, config), model.label)
 
 
 def _autoscaling(config: AutoscaleConfig) -> AutoscalingConfig:
@@ -113,13 +112,9 @@ def _autoscaling(config: AutoscaleConfig) -> AutoscalingConfig:
         )
 
 
-def _versioned(deployment: Deployment, *depends_on: Any) -> Deployment:
-    """The deployment with a version of what it depends on, and of this software."""
-    text = json.dumps([version("suture"), *depends_on], sort_keys=True)
+def _versioned(deployment: Deployment, version: str) -> Deployment:
     # Serve has no public option for this; without it every deploy would restart everything.
-    pinned: Deployment = deployment.options(
-        version=hashlib.sha256(text.encode()).hexdigest()[:16], _internal=True
-    )
+    pinned: Deployment = deployment.options(version=version, _internal=True)
     return pinned
 
 
@@ -136,5 +131,4 @@ _TAIL: Deployment = serve.deployment(
     logging_config=_LOGGING,
     health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     graceful_shutdown_wait_loop_s=_SHUTDOWN_WAIT_S,
-    graceful_shutdown_timeout_s=DRAIN_S + 2.0,
 )(TailHost)

@@ -16,11 +16,16 @@ _GONE_AFTER_S = 3.0
 
 
 class Demand(TypedDict):
-    """Of one network at one gateway: requests since the start, and the wait of one that arrives now."""
+    """Of one network at one gateway: requests since the start, and the wait of one that arrives now.
+
+    ``held_past`` are digests that a newer one has replaced, that devices hold all the same, and that only one
+    replica is left of.
+    """
 
     admitted: int
     refused: int
     wait_ms: float
+    held_past: list[str]
 
 
 class GatewayReport(TypedDict):
@@ -77,6 +82,11 @@ class ClusterView:
     def arriving_per_s(self) -> float:
         """Requests for the network at all gateways, refused ones included."""
         return sum(seen.arriving_per_s for seen in self._seen.values())
+
+    def leans_on(self, digest: str) -> bool:
+        """Whether devices would be without the cloud if the replica of this digest left."""
+        demands = (report["models"].get(self._label) for report in self.reports)
+        return any(digest in demand["held_past"] for demand in demands if demand)
 
     def wait_ms(self) -> float:
         """The longest wait at any gateway."""

@@ -103,9 +103,9 @@ class DeviceSide:
         device_request_id = _ticket(request).device_request_id
         self.reply(request, encode_message(error_reply(error), request_id=device_request_id))
 
-    def set_card(self, card: Card) -> None:
-        """What is the same on every card; the devices are told when it has changed."""
-        if card != self._card:
+    def set_card(self, card: Card, *, models_changed: bool = False) -> None:
+        """What is the same on every card; the devices are told when that or what is served has changed."""
+        if models_changed or card != self._card:
             self._card = card
             self.send_cards()
 

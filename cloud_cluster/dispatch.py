@@ -49,8 +49,7 @@ class Dispatcher:
         self._models: dict[int, ModelQueue] = {}
         for index, max_queue in enumerate(max_queues):
             self.add_model(index, max_queue)
-        self._limits = DeviceLimits(max_in_flight, max_in_flight_bytes)
-        self._max_bytes = max_bytes
+        self.limit(max_in_flight, max_in_flight_bytes, max_bytes)
         self._nbytes = 0
         self._ids = itertools.count(first_id)
         self._requests: dict[int, Request] = {}
@@ -58,6 +57,11 @@ class Dispatcher:
         self._devices: dict[bytes, dict[int, Request]] = {}
         self._holdings: dict[bytes, Holdings] = {}
         self._deadlines = Deadlines()
+
+    def limit(self, max_in_flight: int, max_in_flight_bytes: int, max_bytes: float) -> None:
+        """Other limits from now on; what is beyond them already runs to its end."""
+        self._limits = DeviceLimits(max_in_flight, max_in_flight_bytes)
+        self._max_bytes = max_bytes
 
     @property
     def admitted_now(self) -> int:

@@ -90,9 +90,12 @@ class Gateway:
         self._sockets: list[zmq.Socket[Any]] = []
         self._inboxes: list[Inbox] = []
         self._watches: list[HandshakeWatch] = []
+        self._parkings = [
+            Parking(config.max_message_bytes, config.max_devices, config.max_parked_bytes) for _ in range(2)
+        ]
         self._doorways = [
-            Doorway(Parking(config.max_message_bytes, config.max_devices, config.max_parked_bytes), purpose)
-            for purpose in ("devices", "replicas")
+            Doorway(parking, purpose)
+            for parking, purpose in zip(self._parkings, ("devices", "replicas"), strict=True)
         ]
 
     async def start(self) -> None:
@@ -101,11 +104,9 @@ class Gateway:
         self._context = zmq.Context()
         if self._doorkeeper is not None:
             self._inboxes.append(self._doorkeeper.open(self._context))
-        devices = self._socket(zmq.ROUTER, Port.DEVICES)
+        devices = self._device_socket = self._socket(zmq.ROUTER, Port.DEVICES)
         # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
-        devices.setsockopt(zmq.RCVHWM, 2 * config.max_in_flight + 16)
-        # A device that does not read its answers is forgotten before many of them wait for it.
-        devices.setsockopt(zmq.SNDHWM, config.max_in_flight + 16)
+        _bound_queues(devices, config.max_in_flight)
         replicas = self._socket(zmq.ROUTER, Port.REPLICAS)
         replicas.setsockopt(zmq.ROUTER_HANDOVER, 1)
         replicas.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_ms))
@@ -191,11 +192,26 @@ class Gateway:
         """How many replicas there are to be and how many are on their way, for the devices to know."""
         self._serving.set_target(label, target, starting)
 
-    def reconfigure(self, models: Sequence[ServedModelConfig]) -> None:
-        """Serve these networks from now on.  What others have under way is finished, and nothing more."""
+    def reconfigure(self, models: Sequence[ServedModelConfig], config: GatewayConfig | None = None) -> None:
+        """Serve these networks from now on.  What others have under way is finished, and nothing more.
+
+        Of another ``config`` only the limits count, those that :mod:`cloud_cluster.upgrades` calls live.
+        """
+        if config is not None and config != self._config:
+            self._limit(config)
         self._serving.configure(models)
         if self._watches:
-            self._devices.send_cards()
+            self._devices.set_card(self._card(), models_changed=True)
+
+    def _limit(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._dispatcher.limit(config.max_in_flight, config.max_in_flight_bytes, config.max_bytes)
+        self._sessions.limit(config.max_devices, config.max_in_flight, config.device_silence_s * 1e3)
+        self._meter.period_ms = config.load_period_ms
+        for parking in self._parkings:
+            parking.limit(config.max_devices, config.max_parked_bytes)
+        if self._watches:
+            _bound_queues(self._device_socket, config.max_in_flight)
 
     def set_gateways(self, device_endpoints: Sequence[str], load_endpoints: Sequence[str]) -> None:
         """Where the gateways of this cluster are, for the devices to know."""
@@ -327,6 +343,13 @@ class Gateway:
             for delay_s in _PROBE_DELAYS_S:
                 await asyncio.sleep(delay_s)
                 self._replicas.lose_unreachable()
+
+
+def _bound_queues(devices: zmq.Socket[Any], max_in_flight: int) -> None:
+    """Of every connection; libzmq heeds it for those that there are, too."""
+    devices.setsockopt(zmq.RCVHWM, 2 * max_in_flight + 16)
+    # A device that does not read its answers is forgotten before many of them wait for it.
+    devices.setsockopt(zmq.SNDHWM, max_in_flight + 16)
 
 
 def _now_ms() -> float:

@@ -7,6 +7,7 @@ where they are and what waits there, and a gateway asks Serve how many replicas 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Mapping
@@ -26,6 +27,7 @@ from cloud_cluster.gateway import Gateway
 from cloud_cluster.loops import Loops
 from cloud_cluster.placement import GATEWAY, ReplicaCount, reachable_at, replica_counts, tail_name
 from cloud_cluster.tail import Tail
+from cloud_cluster.upgrades import changed_gateway
 from shared.config import CloudConfig, ServedModelConfig
 
 __all__ = ["DRAIN_S", "GatewayHost", "TailHost"]
@@ -71,6 +73,7 @@ class GatewayHost:
         parsed = CloudConfig.model_validate(config)
         _log(parsed.log)
         self._models = parsed.models
+        self._config = parsed.gateway
         self._gateway = Gateway(parsed.gateway, parsed.models)
         self._gateway.on_unserved = self._on_unserved
         await self._gateway.start()
@@ -80,9 +83,12 @@ class GatewayHost:
         self._running = _Running("gateway", self._gateway.run(), self._loops.run(loops))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve calls this with the ``models`` to serve, at the start and whenever they change."""
+        """Serve calls this at the start and after every change of
+        :func:`cloud_cluster.upgrades.gateway_user_config`."""
+        logging.getLogger("suture").setLevel(user_config["log"].upper())
         self._models = [ServedModelConfig.model_validate(model) for model in user_config["models"]]
-        self._gateway.reconfigure(self._models)
+        self._config = changed_gateway(self._config, user_config["limits"])
+        self._gateway.reconfigure(self._models, self._config)
 
     async def report(self) -> GatewayReport:
         """Where this gateway is, and what it has to do; asked for by the replicas and the other gateways."""
@@ -93,10 +99,7 @@ class GatewayHost:
             device_endpoint=reachable_at(self._gateway.device_endpoint, host),
             replica_endpoint=reachable_at(self._gateway.replica_endpoint, host),
             load_endpoint=reachable_at(self._gateway.load_endpoint, host),
-            models={
-                label: Demand(admitted=state["admitted"], refused=state["refused"], wait_ms=state["wait_ms"])
-                for label, state in status["models"].items()
-            },
+            models={label: _demand(state) for label, state in status["models"].items()},
         )
 
     async def check_health(self) -> None:
@@ -177,7 +180,11 @@ class GatewayHost:
 
 
 class TailHost:
-    """One replica of one network; started when that is loaded and profiled."""
+    """One replica of one network; started when that is loaded, profiled and taken in by a gateway.
+
+    So Serve does not stop what it replaces before it is there.  Where no gateway takes it in for some
+    seconds, it counts as started all the same.
+    """
 
     async def __init__(self, config: dict[str, Any], label: str) -> None:  # type: ignore[misc]
         self._running: _Running | None = None
@@ -185,6 +192,7 @@ class TailHost:
         parsed = CloudConfig.model_validate(config)
         _log(parsed.log)
         (model,) = (model for model in parsed.models if model.label == label)
+        self._handover_s = model.handover_s
         self._tail = Tail(
             model,
             [],
@@ -202,6 +210,15 @@ class TailHost:
         self._running = _Running(
             label, self._tail.run(), self._loops.run({"gateways": self._follow_gateways()})
         )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._tail.wait_ready()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """As :meth:`GatewayHost.reconfigure`, with :func:`cloud_cluster.upgrades.replica_user_config`."""
+        logging.getLogger("suture").setLevel(user_config["log"].upper())
+        self._handover_s = user_config["handover_s"]
+        self._tail.set_credits(user_config["credits"])
 
     async def make_executor(
         self, model: ServedModelConfig, config: CloudConfig
@@ -231,8 +248,19 @@ class TailHost:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
         if self._running is not None:
+            await self._hand_over()
             await self._loops.stop()
             await self._tail.stop(DRAIN_S)
+
+    async def _hand_over(self) -> None:
+        """Serve on while devices hold a network that is replaced, until they have moved to the new one."""
+        give_up = time.monotonic() + self._handover_s
+        while self._tail.ready and time.monotonic() < give_up:
+            await _ask_gateways(self._view)
+            if not self._view.leans_on(self._tail.digest):
+                return
+            log.info("%s is replaced, but devices still hold it", self._tail.digest)
+            await asyncio.sleep(_ASK_S)
 
     async def _follow_gateways(self) -> None:
         while True:
@@ -245,7 +273,14 @@ def _demand(state: Mapping[str, Any]) -> Demand:
     # A device that has nothing waiting goes before what one greedy device has queued, but that is work too.
     backlog_ms = state["queue_ms"] * state["slowdown"] / max(state["ready"], 1)
     return Demand(
-        admitted=state["admitted"], refused=state["refused"], wait_ms=max(state["wait_ms"], backlog_ms)
+        admitted=state["admitted"],
+        refused=state["refused"],
+        wait_ms=max(state["wait_ms"], backlog_ms),
+        held_past=[
+            version["digest"]
+            for version in state["versions"]
+            if not version["current"] and version["replicas"] == 1 and version["devices"]
+        ],
     )
 
 

@@ -79,8 +79,8 @@ class LoadMeter:
     """Builds the numbered reports of one gateway, one in ``period_ms`` or a little more often."""
 
     def __init__(self, gateway: str, period_ms: float, budget_bytes_per_s: float = FEED_BYTES_PER_S) -> None:
+        self.period_ms = period_ms
         self._gateway = gateway
-        self._period_ms = period_ms
         self._budget_bytes_per_ms = budget_bytes_per_s / 1e3
         self._meters: dict[int, _Meters] = {}
         self._sequence = 0
@@ -102,7 +102,7 @@ class LoadMeter:
     def due_ms(self, loads: Sequence[VersionLoad], devices: int = 0) -> float:
         """When the next report is due, given what there is to say and to how many; may lie in the past."""
         if self._have_moved(loads):
-            early_ms = self._period_ms * min(1.0, _EARLY_SHARE * 2.0**self._early_before)
+            early_ms = self.period_ms * min(1.0, _EARLY_SHARE * 2.0**self._early_before)
             return self._reported_ms + max(early_ms, self._spending_ms(devices))
         return self._reported_ms + self._longest_ms(devices)
 
@@ -132,7 +132,7 @@ class LoadMeter:
         return devices * self._report_bytes / self._budget_bytes_per_ms
 
     def _longest_ms(self, devices: int) -> float:
-        return max(self._period_ms, self._spending_ms(devices))
+        return max(self.period_ms, self._spending_ms(devices))
 
     def _model_load(self, load: VersionLoad, now_ms: float) -> ModelLoad:
         state, meters = load.state, self._meters[load.index]

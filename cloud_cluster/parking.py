@@ -53,11 +53,15 @@ class Parking:
         greet_ms: float = 10_000.0,
     ) -> None:
         self._max_bytes = max_message_bytes + _SLACK_BYTES
-        self._max_strangers = max_strangers
-        self._max_parked_bytes = max_parked_bytes
+        self.limit(max_strangers, max_parked_bytes)
         self._greet_ms = greet_ms
         self._connections: dict[int, _Connection] = {}
         self._numbers = itertools.count()
+
+    def limit(self, max_strangers: int, max_parked_bytes: int) -> None:
+        """Other limits from the next look on."""
+        self._max_strangers = max_strangers
+        self._max_parked_bytes = max_parked_bytes
 
     def __len__(self) -> int:
         return len(self._connections)

@@ -51,10 +51,16 @@ class Sessions:
     """All devices with a session, at most ``max_devices``; silent ones end after ``silence_ms``."""
 
     def __init__(self, max_devices: int, max_announced: int, silence_ms: float) -> None:
+        self._sessions: dict[bytes, DeviceSession] = {}
+        self.limit(max_devices, max_announced, silence_ms)
+
+    def limit(self, max_devices: int, max_announced: int, silence_ms: float) -> None:
+        """Other limits from now on; nobody who is here is sent away."""
         self._max_devices = max_devices
         self._max_announced = max_announced
         self._silence_ms = silence_ms
-        self._sessions: dict[bytes, DeviceSession] = {}
+        for session in self._sessions.values():
+            session.max_announced = max_announced
 
     def __len__(self) -> int:
         return len(self._sessions)

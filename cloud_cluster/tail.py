@@ -74,7 +74,8 @@ class Tail:
         self.links: list[GatewayLink] = []
         self._worker: Worker | None = None
         self._pace = Pace()
-        self._held = model.credits
+        self._credits = self._held = model.credits
+        self._executor: BatchExecutor | None = None
         self._work = _Work(())
         self._taken_in = asyncio.Event()
         self._loops = Loops()
@@ -82,8 +83,8 @@ class Tail:
     async def start(self) -> None:
         """Load, profile, connect.  Raises what :func:`cloud_cluster.executor.load_executor` raises."""
         worker = self._worker = Worker(self._make_executor, f"{self.replica} worker")
-        executor = await worker.start()
-        self._held = _held(self.model.credits, executor)
+        executor = self._executor = await worker.start()
+        self._held = _held(self._credits, executor)
         self._work = _Work(executor.unit_ms)
         self._context = zmq.Context()
         self._hello = ReplicaHello(
@@ -116,6 +117,12 @@ class Tail:
             if all(link.endpoint != endpoint for link in self.links):
                 self._join(self._context, endpoint, self._hello)
 
+    def set_credits(self, credits: int) -> None:
+        """How many requests to hold at once from now on; the gateways hear of it with the next heartbeat."""
+        self._credits = credits
+        if self._executor is not None:
+            self._held = _held(credits, self._executor)
+
     def _join(self, context: zmq.Context[Any], endpoint: str, hello: ReplicaHello) -> None:
         assert self._worker is not None
         link = GatewayLink(
@@ -135,6 +142,11 @@ class Tail:
 
     def _inbox_name(self, link: GatewayLink) -> str:
         return f"{self.replica} inbox {link.endpoint}"
+
+    @property
+    def digest(self) -> str:
+        """Of the network that it holds; "" before the start."""
+        return self._executor.digest if self._executor is not None else ""
 
     @property
     def work_done(self) -> tuple[float, int]:

@@ -291,6 +291,15 @@ class ServedModelConfig(ModelSource):
     credits: int = Field(default=2, ge=1, description="requests that a replica holds at once, or more")
     max_batch: int = Field(default=8, ge=1, le=256, description="samples that may run together; 1: never")
     max_queue: int = Field(default=256, ge=1)
+    surge_percent: int = Field(
+        default=25,
+        ge=0,
+        le=100,
+        description="replicas that may start before outdated ones leave, rounded up; 0: where none has room",
+    )
+    handover_s: float = Field(
+        default=60.0, ge=0, description="how long a replaced network serves on while devices still hold it"
+    )
 
     @model_validator(mode="after")
     def _fixed_or_autoscaled(self) -> ServedModelConfig:

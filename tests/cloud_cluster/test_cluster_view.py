@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from cloud_cluster.cluster_view import ClusterView, Demand, GatewayReport, WorkRate
 
 
 def report(
-    name: str, admitted: int = 0, refused: int = 0, wait_ms: float = 0.0, port: int = 1
+    name: str,
+    admitted: int = 0,
+    refused: int = 0,
+    wait_ms: float = 0.0,
+    port: int = 1,
+    past: Sequence[str] = (),
 ) -> GatewayReport:
+    demand = Demand(admitted=admitted, refused=refused, wait_ms=wait_ms, held_past=list(past))
     return GatewayReport(
         gateway=name,
         device_endpoint=f"tcp://{name}:5555",
         replica_endpoint=f"tcp://10.0.0.{port}:5556",
         load_endpoint=f"tcp://{name}:5557",
-        models={"net@2": Demand(admitted=admitted, refused=refused, wait_ms=wait_ms)},
+        models={"net@2": demand},
     )
 
 
@@ -57,6 +65,15 @@ def test_a_gateway_that_starts_anew_at_its_old_place_is_one_place_and_no_negativ
     assert view.arriving_per_s() == 0
     view.update([report("a2", admitted=8)], 2.0)
     assert view.arriving_per_s() == pytest.approx(5)
+
+
+def test_one_gateway_whose_devices_hold_a_replaced_digest_is_enough_to_lean_on_it() -> None:
+    view = ClusterView("net@2")
+    view.update([report("a"), report("b", port=2, past=["sha256:old"])], 0.0)
+    assert view.leans_on("sha256:old")
+    assert not view.leans_on("sha256:new")
+    view.update([report("a"), report("b", port=2)], 1.0)
+    assert not view.leans_on("sha256:old")
 
 
 def test_work_is_a_rate_between_two_looks() -> None:

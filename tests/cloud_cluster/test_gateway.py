@@ -687,6 +687,49 @@ async def test_too_many_devices_are_refused() -> None:
         await first.hello(net="sha256:a")
 
 
+async def test_limits_change_under_sessions_and_requests_that_go_on() -> None:
+    tight = gateway_config(max_in_flight=1, max_devices=1, max_bytes=10_000, load_period_ms=10_000)
+    wide = gateway_config(max_in_flight=3, max_devices=2, max_bytes=10_000_000, load_period_ms=50)
+    async with (
+        running_gateway(config=tight) as gateway,
+        FakeReplica(gateway.replica_endpoint) as replica,
+        FakeDevice(gateway.device_endpoint) as device,
+        FakeDevice(gateway.device_endpoint) as other,
+    ):
+        await replica.hello(credits=8)
+        await device.hello(net="sha256:a")
+        await device.infer(1)
+        work = await replica.work()
+        await device.infer(2)
+        assert "1 requests in flight" in (await error(device)).header.message
+        await other.greet(net="sha256:a")
+        assert "has 1 devices" in (await error(other)).header.message
+        endpoint = gateway.device_endpoint
+
+        gateway.reconfigure([NET], wide)
+        card = (await device.next(MessageType.CARD)).header
+        assert (card.limits.max_in_flight, card.models[0].error) == (3, "")
+        await other.hello(net="sha256:a")
+        await device.infer(3, bytes(50_000))
+        await device.infer(4)
+        assert [(await replica.work()).cut for _ in range(2)] == [0, 0]
+        await device.infer(5)
+        assert "3 requests in flight" in (await error(device)).header.message
+        seen = gateway.status()["load_reports"]
+        await until(lambda: gateway.status()["load_reports"] > seen + 2)
+        await replica.answer(work)
+        assert (await device.next(MessageType.RESULT)).request_id == 1
+        assert device.waiting(MessageType.CARD) == 0
+        assert gateway.device_endpoint == endpoint
+
+        # Narrower again: nobody is sent away, nothing that was taken is dropped.
+        gateway.reconfigure([NET], tight)
+        assert (await device.next(MessageType.CARD)).header.limits.max_in_flight == 1
+        await other.hello(net="sha256:a")
+        await device.infer(6)
+        assert "2 requests in flight" in (await error(device)).header.message
+
+
 async def test_stopping_says_goodbye_to_devices_and_replicas() -> None:
     async with running_gateway() as gateway:
         replica = FakeReplica(gateway.replica_endpoint)
