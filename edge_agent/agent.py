@@ -51,15 +51,14 @@ _FIRST_CONTACT_S = 1.0
 """How long the start waits for the gateway, the first probe and the first load report, so that the first
 request is planned on what was measured instead of what is assumed."""
 
-_DRAIN_S = 2.0
-
 
 class RunnerFactory(Protocol):
     def __call__(self, device: str, threads: int | None) -> Runner: ...
 
 
 class EdgeAgent:
-    """Entered, it has loaded and profiled its networks and serves requests; left, it has drained them.
+    """Entered, it has loaded and profiled its networks and serves requests; left, it has drained them: what
+    comes while it leaves is refused, what is in flight has ``drain_s`` to end, and the gateway is told.
 
     On a machine that was calibrated, networks without a profile are planned on predicted times at once, and
     profiled while no request is in flight.
@@ -133,7 +132,16 @@ class EdgeAgent:
             self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline.cloud)
             self._pipeline.cloud.link = self._link
             local = (
-                await stack.enter_async_context(LocalApi(self.config.socket, self)) if self._serve else None
+                await stack.enter_async_context(
+                    LocalApi(
+                        self.config.socket,
+                        self,
+                        mode=self.config.socket_mode,
+                        token_file=self.config.socket_token_file,
+                    )
+                )
+                if self._serve
+                else None
             )
             await self._group.__aenter__()
             stack.push_async_exit(self._leave_group)
@@ -309,7 +317,7 @@ class EdgeAgent:
             await self._group.__aexit__(None, None, None)
 
     async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
-        await self._pipeline.drain(_DRAIN_S)
+        await self._pipeline.drain(self.config.drain_s)
         self._link.close()
         for loop in loops:
             loop.cancel()

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import platform
-import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 the start failed.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 the start failed. Ctrl-C or SIGTERM "
+    "lets requests in flight end, and that is ok; a second one ends the agent at once.",
 )
 
 app.add_typer(keys_command.app)
@@ -69,7 +68,7 @@ def run(context: typer.Context, config: ConfigOption = None) -> None:
     set_up_logs(settings.log)
     from edge_agent.service import serve
 
-    _die_by(asyncio.run(serve(settings)))
+    asyncio.run(serve(settings))
 
 
 @app.command()
@@ -219,12 +218,6 @@ def _required(config: Path | None) -> Path:
     if config is None:
         raise ConfigError("give the agent's configuration with --config FILE")
     return config
-
-
-def _die_by(number: signal.Signals) -> None:
-    """End as the signal would have ended the process, so that whoever sent it sees that."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +13,17 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from edge_agent.inbox import Inbox, send_now
+from edge_agent.local_token import USERNAME, find_token
 from edge_agent.local_wire import pack_tree, unpack_tree
 from edge_agent.result import Result, Where
-from shared.errors import DeadlineError, InternalError, ProtocolError, SutureError, UnavailableError
+from shared.errors import (
+    AuthError,
+    DeadlineError,
+    InternalError,
+    ProtocolError,
+    SutureError,
+    UnavailableError,
+)
 from shared.wire import (
     SET_CUT,
     Message,
@@ -30,6 +39,8 @@ __all__ = ["Client"]
 
 _LIMITS = WireLimits(max_message_bytes=256 * 2**20, max_decoded_bytes=512 * 2**20)
 _QUEUE = 64
+_LAST_WORDS_MS = 100
+_TURNED_AWAY = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _GRACE_MS = 50.0
 """What an agent that keeps its promise needs to say that the deadline has passed."""
 
@@ -43,38 +54,68 @@ class Client:
     Entering waits up to ``patience_s`` for the agent and raises UnavailableError when there is none.  One
     client carries many requests at once; it belongs to one event loop.  When the agent goes away, requests
     in flight end in UnavailableError at once, and the client can be used again once it is back.
+
+    Leaving takes no more requests and gives those in flight ``drain_s`` to end; leaving by an exception gives
+    them no time.  What has not ended then is withdrawn from the agent and ends in UnavailableError.
+
+    A ``tcp://`` endpoint asks for the agent's token: ``token``, else the environment's ``SUTURE_TOKEN``, else
+    what ``token_file`` holds, which is the default of the agent's ``socket_token_file``.  Entering raises
+    AuthError when there is none or the agent has another.
     """
 
-    def __init__(self, endpoint: str, *, patience_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        patience_s: float = 2.0,
+        drain_s: float = 5.0,
+        token: str | None = None,
+        token_file: str | Path | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self._patience_s = patience_s
+        self._drain_s = drain_s
+        self._token = token
+        self._token_file = None if token_file is None else Path(token_file)
+        self._refusal = ""
+        self._closing = True
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._connected = asyncio.Event()
+        self._answered = asyncio.Event()
         self._context: zmq.Context[Any]
         self._socket: zmq.Socket[Any]
         self._monitor: zmq.Socket[Any]
         self._inboxes: list[Inbox] = []
 
     async def __aenter__(self) -> Client:
+        token = None
+        if self.endpoint.startswith("tcp://"):
+            token = self._token or find_token(self._token_file)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.LINGER, _LAST_WORDS_MS)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.SNDHWM, _QUEUE)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _LIMITS.max_message_bytes)
         # An agent that is stopped or stuck keeps its end of the connection but does not answer these.
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 500)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
+        if token is not None:
+            self._socket.setsockopt_string(zmq.PLAIN_USERNAME, USERNAME)
+            self._socket.setsockopt_string(zmq.PLAIN_PASSWORD, token)
         self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | _TURNED_AWAY | zmq.EVENT_DISCONNECTED
         )
         self._inboxes = [Inbox(self._socket, self._on_frames), Inbox(self._monitor, self._on_monitor)]
         for inbox in self._inboxes:
             inbox.failure.add_done_callback(self._on_defect)
         try:
             self._socket.connect(self.endpoint)
-            await asyncio.wait_for(self._connected.wait(), self._patience_s)
+            await asyncio.wait_for(self._answered.wait(), self._patience_s)
+            if self._refusal:
+                raise AuthError(self._refusal)
+            self._closing = False
         except (TimeoutError, zmq.ZMQError) as error:
             self._close()
             raise UnavailableError(
@@ -91,8 +132,16 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._fail_waiting("the client was closed")
-        self._close()
+        self._closing = True
+        try:
+            if kind is None and self._waiting:
+                await asyncio.wait(list(self._waiting.values()), timeout=self._drain_s)
+        finally:
+            for request_id, answer in self._waiting.items():
+                if not answer.done():
+                    self._send(Cancel(), (), request_id)
+            self._fail_waiting("the client was closed before the answer came")
+            self._close()
 
     async def infer(
         self,
@@ -120,6 +169,10 @@ class Client:
             deadline_ms=deadline_ms,
             objective=dict(objective) if isinstance(objective, Mapping) else objective,
         )
+        if self._closing:
+            raise UnavailableError("this client is closed; open a new one")
+        if self._refusal:
+            raise AuthError(self._refusal)
         if not self._connected.is_set() or not self._send(header, payloads, request_id):
             raise UnavailableError(
                 f"the agent at {self.endpoint} is gone or does not keep up; try again later"
@@ -144,6 +197,8 @@ class Client:
         return _result_of(message).seen_after((loop.time() - began_s) * 1000.0, "local_api")
 
     def _send(self, header: Any, payloads: Any, request_id: int) -> bool:
+        if self._socket.closed:
+            return False
         sent = send_now(self._socket, encode_message(header, payloads, request_id=request_id))
         self._inboxes[0].look_again()
         return sent
@@ -151,7 +206,15 @@ class Client:
     def _on_monitor(self, frames: list[memoryview]) -> None:
         event = parse_monitor_message([bytes(frame) for frame in frames])["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._refusal = ""
             self._connected.set()
+            self._answered.set()
+        elif event & _TURNED_AWAY:
+            self._refusal = (
+                f"{self.endpoint} has another token, or is no agent; compare SUTURE_TOKEN or token_file with "
+                "what the agent's socket_token_file holds"
+            )
+            self._answered.set()
         else:
             self._connected.clear()
             self._fail_waiting(f"the agent at {self.endpoint} went away; its requests went with it")

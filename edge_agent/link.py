@@ -17,7 +17,7 @@ from edge_agent.lookup import Lookup
 from edge_agent.session import Session, now_ms
 from shared.config import CloudLinkConfig
 from shared.wire import Buffer, WireLimits, budget_from_ms, encode_message
-from shared.wire.messages import Cancel, Card, Goodbye, Hello, Infer
+from shared.wire.messages import Cancel, Card, Hello, Infer
 
 __all__ = ["CloudLink", "LinkListener", "LinkState"]
 
@@ -211,4 +211,4 @@ class CloudLink:
     def close(self) -> None:
         """Say GOODBYE; the task then wants to be cancelled."""
         if self._session is not None and self.online:
-            self._session.send(Goodbye(reason="the agent is stopping"))
+            self._session.say_goodbye("the agent is stopping")

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import zmq
 
 from edge_agent.inbox import Inbox, send_now
+from edge_agent.local_token import TokenDoor, default_token_file, made_token
 from edge_agent.local_wire import pack_tree, unpack_tree
 from edge_agent.result import Result
 from shared.errors import ConfigError, ProtocolError, StartupError, SutureError
@@ -52,15 +53,22 @@ class _Infers(Protocol):
 
 
 class LocalApi:
-    """Serves ``agent.infer`` on an ipc path, readable by this user only, or on a loopback TCP port.
+    """Serves ``agent.infer`` on an ipc path with the permissions ``mode``, or on a loopback TCP port to
+    programs that know the token in ``token_file`` (:func:`default_token_file` when None).
 
     Entering binds and raises StartupError when another agent holds the endpoint or it cannot be bound,
-    ConfigError when it would be reachable from other machines.  :meth:`run` serves until cancelled.
+    ConfigError when it would be reachable from other machines, or anyone on this one could take its path.
+    :meth:`run` serves until cancelled.
     """
 
-    def __init__(self, endpoint: str, agent: _Infers) -> None:
+    def __init__(
+        self, endpoint: str, agent: _Infers, *, mode: int = 0o600, token_file: Path | None = None
+    ) -> None:
         self.endpoint = endpoint
         self._agent = agent
+        self._mode = mode
+        self._token_file = token_file
+        self._door: TokenDoor | None = None
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._inbox: Inbox
@@ -96,9 +104,12 @@ class LocalApi:
 
     async def run(self) -> None:
         self._inbox = Inbox(self._socket, self._on_frames)
+        failures = [self._inbox.failure]
+        if self._door is not None:
+            failures.append(self._door.open().failure)
         try:
             async with self._group:
-                await self._inbox.failure
+                await asyncio.gather(*failures)
         finally:
             self._inbox.close()
 
@@ -106,6 +117,8 @@ class LocalApi:
         if self._path is not None:
             self._path.unlink(missing_ok=True)  # ZeroMQ leaves it
         self._socket.close()
+        if self._door is not None:
+            self._door.close()
         self._context.term()
 
     # requests
@@ -183,12 +196,14 @@ class LocalApi:
 
     def _bind(self) -> None:
         scheme, _, address = self.endpoint.partition("://")
+        mask = None
         if scheme == "tcp":
             _require_loopback(self.endpoint, address)
-            mask = None
+            self._door = TokenDoor(self._context, made_token(self._token_file or default_token_file()))
+            self._door.guard(self._socket)
         else:
             _claim(Path(address))
-            mask = os.umask(0o177)  # from its first moment the socket is this user's alone
+            mask = os.umask(0o777 & ~self._mode)  # from its first moment it is nobody else's
         try:
             self._socket.bind(self.endpoint)
         except zmq.ZMQError as error:
@@ -223,14 +238,34 @@ def _require_loopback(endpoint: str, address: str) -> None:
     )
 
 
+def _require_own_directory(directory: Path) -> None:
+    """Make it for this user alone where it is missing; refuse one where others could replace the socket."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise StartupError(
+            f"socket: cannot use the directory {directory}: {error.strerror}; create it, or choose another "
+            "path"
+        ) from error
+    anyone = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+    if anyone or status.st_uid not in (0, os.geteuid()):
+        who = "anyone on this device" if anyone else f"another user (uid {status.st_uid})"
+        raise ConfigError(
+            f"socket: {who} could replace what is in {directory}; choose a directory that only this user can "
+            "write"
+        )
+
+
 def _claim(path: Path) -> None:
     """Make way for binding: ZeroMQ itself would take the path from an agent that is alive."""
+    if os.fspath(path).startswith("@"):
+        raise ConfigError(f"socket: {path} is an abstract name, which has no permissions; choose a path")
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ConfigError(
             f"socket: the path {path} is longer than {_LONGEST_PATH} bytes; choose a shorter one"
         )
-    if not path.parent.is_dir():
-        raise StartupError(f"socket: there is no directory {path.parent}; create it, or choose another path")
+    _require_own_directory(path.parent)
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

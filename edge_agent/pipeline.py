@@ -144,7 +144,7 @@ class Pipeline:
 
     async def drain(self, patience_s: float) -> None:
         """Admit nothing more, let requests end for this long, then end the rest with UnavailableError."""
-        self.table.drain()
+        self.table.drain(back_in_ms=patience_s * 1000.0)
         try:
             await asyncio.wait_for(self._idle.wait(), patience_s)
         except TimeoutError:

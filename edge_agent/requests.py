@@ -61,6 +61,7 @@ class RequestTable:
     _outstanding: Outstanding = field(default_factory=Outstanding)
     _online: bool = False
     _draining: bool = False
+    _back_in_ms: float = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,7 +104,9 @@ class RequestTable:
         ``answer_ms`` the time from sending to the answer; ``held_bytes`` is the size of the inputs.
         """
         if self._draining:
-            raise RefusedError("the agent is stopping; send the request again when it is back")
+            raise RefusedError(
+                "the agent is stopping; send the request again when it is back", self._back_in_ms
+            )
         if len(self._entries) >= self.max_in_flight:
             self.counters.overloaded += 1
             raise OverloadedError(
@@ -131,9 +134,10 @@ class RequestTable:
         self.counters.cancelled += 1
         return True
 
-    def drain(self) -> None:
-        """Admit nothing more."""
+    def drain(self, back_in_ms: float = 0.0) -> None:
+        """Admit nothing more; callers are told to try again after so long."""
         self._draining = True
+        self._back_in_ms = back_in_ms
 
     # events from the worker
 

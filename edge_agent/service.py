@@ -22,10 +22,10 @@ log = logging.getLogger("suture.agent")
 _DIGEST_LENGTH = len("sha256:") + 8
 
 
-async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) -> signal.Signals:
-    """Run the agent until SIGINT or SIGTERM, drain it, and return the signal for the caller to die by.
+async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) -> None:
+    """Run the agent until SIGINT or SIGTERM, then drain it and return.
 
-    A second signal ends the process at once.  Raises what entering an agent raises.
+    A second signal ends the process at once, as that signal does.  Raises what entering an agent raises.
     """
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
@@ -37,7 +37,7 @@ async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) 
         for each in _ENDING:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
-        log.info("stopping on %s; requests in flight may still end", number.name)
+        log.info("stopping on %s; requests in flight have %g s to end", number.name, config.drain_s)
         this.cancel()
 
     for number in _ENDING:
@@ -54,7 +54,7 @@ async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) 
     except asyncio.CancelledError:
         if not received:
             raise
-    return received[0]
+    log.info("stopped")
 
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)

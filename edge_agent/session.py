@@ -24,7 +24,7 @@ from edge_agent.silence import Silence
 from shared.config import CloudLinkConfig
 from shared.errors import AuthError, ProtocolError, SutureError, UnavailableError
 from shared.wire import Buffer, WireLimits, decode_message, encode_message, error_from_reply
-from shared.wire.messages import Announce, Card, Hello, LoadReport, MessageType, Ping, Pong
+from shared.wire.messages import Announce, Card, Goodbye, Hello, LoadReport, MessageType, Ping, Pong
 
 __all__ = ["Session", "now_ms"]
 
@@ -34,6 +34,9 @@ _FIRST_CONTROL_ID = 2**63
 """Request ids from here on belong to hellos and heartbeats."""
 
 _SEND_HIGH_WATER = 64
+_GOODBYE_MS = 100
+"""How long the end of a session waits for its last word to leave."""
+
 _CARD_TIMEOUTS = 4
 """A gateway that does not answer HELLO within this many heartbeat timeouts is dialled anew."""
 
@@ -87,6 +90,7 @@ class Session:
         self._next_id = _FIRST_CONTROL_ID + 1
         self._wanted: set[int] = set()
         self._shaken = False
+        self._linger_ms = 0
         self._hello_sent_ms: float | None = None
         self.began_ms = self._beat_ms = now_ms()
         self._card_due_ms = self._beat_ms + patience_ms
@@ -133,13 +137,18 @@ class Session:
             inbox.close()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close(linger=0)
+        self._socket.close(linger=self._linger_ms)
         self._feeds.close()
 
     def send(self, header: Any, payloads: Sequence[Buffer] = (), request_id: int = 0) -> bool:
         sent = send_now(self._socket, encode_message(header, payloads, request_id=request_id))
         self._inbox.look_again()
         return sent
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell the gateway that the device leaves; to be closed next."""
+        if self.send(Goodbye(reason=reason)):
+            self._linger_ms = _GOODBYE_MS
 
     def send_work(
         self,

@@ -7,6 +7,7 @@ Any value can be overridden by the environment: ``SUTURE_`` and the path of keys
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -223,7 +225,23 @@ class CloudLinkConfig(_Section):
 
 
 def _default_socket() -> str:
-    return f"ipc://{os.environ.get('XDG_RUNTIME_DIR') or tempfile.gettempdir()}/suture-agent.sock"
+    # In a directory that is this user's alone: in /tmp itself another user's socket could be there first.
+    own = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/suture-{os.getuid()}"
+    return f"ipc://{own}/suture-agent.sock"
+
+
+def _mode(value: Any) -> Any:
+    # YAML reads 0660 as a number in octal; in JSON it can only be text.
+    return int(value, 8) if isinstance(value, str) and re.fullmatch("0?o?[0-7]{3}", value) else value
+
+
+def _who_may_connect(mode: int) -> int:
+    if mode not in (0o600, 0o660, 0o666):
+        raise ValueError("one of 0600 (this user), 0660 (its group too) and 0666 (everyone on this device)")
+    return mode
+
+
+SocketMode = Annotated[int, BeforeValidator(_mode), AfterValidator(_who_may_connect)]
 
 
 def _default_cache() -> Path:
@@ -237,6 +255,11 @@ class AgentConfig(_Section):
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, ge=1, description="torch threads; None: torch's own choice")
     socket: str = Field(default_factory=_default_socket, pattern=r"^(ipc|tcp)://")
+    socket_mode: SocketMode = Field(default=0o600, description="who may use an ipc socket")
+    socket_token_file: KeyPath | None = Field(
+        default=None, description="who can read it may use a tcp socket; made if missing"
+    )
+    drain_s: float = Field(default=5.0, ge=0, description="for requests in flight when the agent is stopped")
     cloud: CloudLinkConfig = CloudLinkConfig()
     power: PowerConfig = PowerConfig()
     models: list[ModelConfig] = Field(min_length=1)

@@ -118,3 +118,18 @@ def test_the_paths_of_keys_do_not_depend_on_where_a_worker_runs(monkeypatch: pyt
     assert config.gateway.keys is not None
     assert config.gateway.keys.secret == Path("/home/someone/gateway.key_secret")
     assert config.gateway.keys.devices == Path.cwd() / "devices"
+
+
+@pytest.mark.parametrize("written", ["0660", "0o660", '"0660"', "432"])
+def test_who_may_use_the_socket_is_written_as_chmod_takes_it(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(f"models: [{{name: mnist}}]\nsocket_mode: {written}\n")
+    assert load_config(AgentConfig, path, {}).socket_mode == 0o660
+
+
+@pytest.mark.parametrize("written", ["660", "0777", "0400", "rw", "-1"])
+def test_other_modes_than_three_are_refused(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(f"models: [{{name: mnist}}]\nsocket_mode: {written}\n")
+    with pytest.raises(ConfigError, match="socket_mode"):
+        load_config(AgentConfig, path, {})

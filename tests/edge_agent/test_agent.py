@@ -450,17 +450,32 @@ async def test_a_defect_ends_the_agent_loudly_and_leaves_no_caller_waiting(cache
             await asyncio.sleep(20)
 
 
-async def test_leaving_drains_and_ends_what_does_not_end(cache_dir: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("edge_agent.agent._DRAIN_S", 0.1)
-    async with with_fake_gateway(cache_dir) as fakes:
+async def test_leaving_drains_and_ends_what_does_not_end(cache_dir: Path) -> None:
+    async with with_fake_gateway(cache_dir, drain_s=0.1) as fakes:
         request = asyncio.ensure_future(fakes.agent.infer("photos", IMAGE, deadline_ms=60_000))
         await eventually(lambda: fakes.infers())
         pipeline = fakes.agent.pipeline
     with pytest.raises(UnavailableError, match="stopped"):
         await request
     assert len(pipeline.table) == 0
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedError, match="stopping") as refused:
         await fakes.agent.infer("photos", IMAGE)
+    assert refused.value.retry_after_ms == 100.0
+
+
+async def test_leaving_takes_nothing_more_finishes_what_it_has_and_tells_the_gateway(cache_dir: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        fakes = await stack.enter_async_context(with_fake_gateway(cache_dir, drain_s=60.0))
+        request = asyncio.ensure_future(fakes.agent.infer("photos", IMAGE, deadline_ms=60_000))
+        await eventually(lambda: fakes.infers())
+        leaving = asyncio.ensure_future(fakes.agent.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="stopping"):
+            await fakes.agent.infer("photos", IMAGE)
+        answer(fakes, fakes.infers()[0], PHOTO)
+        check(await request)
+        await leaving
+        await eventually(lambda: fakes.gateway.of(MessageType.GOODBYE))
 
 
 async def test_an_error_in_the_body_leaves_as_it_is(cache_dir: Path) -> None:

@@ -83,8 +83,8 @@ class FakeAgent:
 
 
 @contextlib.asynccontextmanager
-async def serving(endpoint: str, agent: FakeAgent) -> AsyncIterator[LocalApi]:
-    async with LocalApi(endpoint, agent) as api, asyncio.TaskGroup() as group:
+async def serving(endpoint: str, agent: FakeAgent, **values: Any) -> AsyncIterator[LocalApi]:
+    async with LocalApi(endpoint, agent, **values) as api, asyncio.TaskGroup() as group:
         task = group.create_task(api.run())
         yield api
         task.cancel()
@@ -242,8 +242,9 @@ async def test_places_that_cannot_hold_a_socket_are_named(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("precious")
     for path, kind, words in [
         (tmp_path / "file", StartupError, "is no socket"),
-        (tmp_path / "missing" / "agent.sock", StartupError, "no directory"),
+        (tmp_path / "missing" / "missing" / "agent.sock", StartupError, "create it"),
         (tmp_path / ("x" * 120), ConfigError, "longer than 107"),
+        ("@abstract", ConfigError, "no permissions"),
     ]:
         with pytest.raises(kind, match=words):
             async with LocalApi(f"ipc://{path}", FakeAgent()):
@@ -251,16 +252,49 @@ async def test_places_that_cannot_hold_a_socket_are_named(tmp_path: Path) -> Non
     assert (tmp_path / "file").read_text() == "precious"
 
 
-async def test_tcp_serves_loopback_only() -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+async def test_who_may_use_the_socket_is_configured(endpoint: str, tmp_path: Path, mode: int) -> None:
+    async with serving(endpoint, FakeAgent(), mode=mode):
+        assert stat.S_IMODE((tmp_path / "agent.sock").stat().st_mode) == mode
+
+
+async def test_the_directory_of_the_socket_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "own"
+    async with serving(f"ipc://{directory}/agent.sock", FakeAgent()):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+async def test_a_directory_in_which_others_could_replace_the_socket_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = f"ipc://{tmp_path}/agent.sock"
+    os.chmod(tmp_path, 0o777)
+    with pytest.raises(ConfigError, match="anyone on this device could replace"):
+        async with LocalApi(endpoint, FakeAgent()):
+            pass
+    os.chmod(tmp_path, 0o1777)  # as /tmp: what is there only its owner can replace
+    async with serving(endpoint, FakeAgent()):
+        pass
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ConfigError, match="another user"):
+        async with LocalApi(endpoint, FakeAgent()):
+            pass
+
+
+async def test_tcp_serves_loopback_only(tmp_path: Path) -> None:
     for endpoint in ("tcp://0.0.0.0:5999", "tcp://*:5999", "tcp://example.org:5999"):
         with pytest.raises(ConfigError, match="other machines"):
             async with LocalApi(endpoint, FakeAgent()):
                 pass
-    async with serving("tcp://127.0.0.1:*", FakeAgent()) as api:
-        async with Client(api.endpoint) as client:
+    token_file = tmp_path / "token"
+    async with serving("tcp://127.0.0.1:*", FakeAgent(), token_file=token_file) as api:
+        async with Client(api.endpoint, token_file=token_file) as client:
             assert (await client.infer("net")).uplink_bytes == 123
         with pytest.raises(StartupError, match="cannot bind"):
-            async with LocalApi(api.endpoint, FakeAgent()):
+            async with LocalApi(api.endpoint, FakeAgent(), token_file=token_file):
                 pass
 
 
@@ -299,6 +333,37 @@ async def test_bad_messages_get_an_error_and_harm_nobody(endpoint: str) -> None:
     finally:
         peer.close(linger=0)
         context.term()
+
+
+async def test_leaving_a_client_takes_nothing_more_and_waits_for_what_is_in_flight(endpoint: str) -> None:
+    agent = FakeAgent()
+    agent.free.clear()
+    async with serving(endpoint, agent):
+        async with Client(endpoint) as client:
+            requests = [asyncio.ensure_future(client.infer("net", np.array([n]))) for n in range(5)]
+            await eventually(lambda: len(agent.calls) == 5)
+            asyncio.get_running_loop().call_later(0.1, agent.free.set)
+        for n, request in enumerate(requests):
+            assert (await request).outputs["args"][0].tolist() == [n]
+        with pytest.raises(UnavailableError, match="closed"):
+            await client.infer("net")
+
+
+@pytest.mark.parametrize("by_an_error", [False, True])
+async def test_what_a_left_client_does_not_wait_for_is_withdrawn(endpoint: str, by_an_error: bool) -> None:
+    agent = FakeAgent()
+    agent.free.clear()
+    async with serving(endpoint, agent) as api:
+        with pytest.raises(LookupError) if by_an_error else contextlib.nullcontext():
+            async with Client(endpoint, drain_s=60 if by_an_error else 0.05) as client:
+                request = asyncio.ensure_future(client.infer("net"))
+                await eventually(lambda: agent.calls)
+                if by_an_error:
+                    raise LookupError
+        with pytest.raises(UnavailableError, match="closed before"):
+            await request
+        await eventually(lambda: agent.cancelled == 1)
+        await eventually(lambda: not api.in_flight)
 
 
 CLIENT = """
@@ -365,6 +430,6 @@ async def test_another_process_uses_the_agents_command_until_a_signal_ends_it(
         async with asyncio.timeout(30):
             rest = await agent.stderr.read()
             status = await agent.wait()
-    assert status == -signal.SIGTERM, rest.decode()
+    assert status == 0, rest.decode()
     assert "Traceback" not in rest.decode()
     assert not (tmp_path / "agent.sock").exists()
