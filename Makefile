@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export RAY_USAGE_STATS_ENABLED = 0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: help venv demo test test-fast fuzz lint format bench clean
+.PHONY: help venv demo test test-fast fuzz lint format bench report clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ format: $(READY)  ## Rewrite the sources in the project's format
 
 bench: $(READY)  ## Run the measurements and keep their JSON in bench/results
 	$(BIN)/python -m bench
+
+report: $(READY)  ## One HTML page of the figures that are kept in bench/results
+	$(BIN)/python -m bench.report --out report.html
 
 clean:  ## Remove the virtual environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
