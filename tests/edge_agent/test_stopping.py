@@ -110,9 +110,11 @@ async def running(directory: Path, **values: Any) -> AsyncIterator[Running]:
         )
         try:
             assert process.stderr is not None
+            lines: list[bytes] = []
             async with asyncio.timeout(90):
-                while b'"event": "ready"' not in (line := await process.stderr.readline()):
-                    assert line, "the agent ended before it was ready"
+                while not lines or b'"event": "ready"' not in lines[-1]:
+                    lines.append(await process.stderr.readline())
+                    assert lines[-1], b"".join(lines).decode()
             async with Client(f"ipc://{socket}", drain_s=0) as client:
                 yield Running(process, gateway, client, socket)
         finally:
