@@ -67,7 +67,7 @@ async def _replica(config: CloudConfig, endpoint: str, no_op: bool) -> None:
         async def torch_speed(cut: int, seconds: float) -> float:
             return await asyncio.to_thread(_torch_per_s, model, config.cache_dir, cut, seconds)
 
-        await answer({"usage": usage, "torch_speed": torch_speed}, {})
+        await answer({"usage": usage, "torch_speed": torch_speed}, {"replica": tail.replica})
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

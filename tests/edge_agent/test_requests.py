@@ -237,7 +237,7 @@ def test_overdue_requests_reserve_the_device_one_after_the_other() -> None:
 
 
 def test_overdue_requests_reserve_the_way_to_the_worker_too() -> None:
-    """Of a network that takes next to nothing, thirty on the device take what the way there and back takes."""
+    """Thirty requests for a network of next to nothing take as long as the way there and back."""
     table = online_table(max_in_flight=30, guard=Guard(hop_ms=1.0, slack_ms=10.0))
     for request_id in range(1, 31):
         send(table, request_id, deadline_ms=1000.0, rest_ms=0.0, answer_ms=1.0)
