@@ -21,8 +21,8 @@ _TOLERANCE = 0.1
 
 
 def noise_floor(rows: Sequence[dict[str, Any]]) -> float:
-    """By how much the joules of the same thing measured twice differ, as a share: the greatest difference
-    between medians of even and odd rounds of a policy that chose the same all the time."""
+    """By how much the joules of the same thing measured twice differ in one cell, as a share: the greatest
+    difference between medians of even and odd rounds of a policy that chose the same all the time."""
     apart = [
         abs(statistics.median(row["samples_mj"][::2]) / statistics.median(row["samples_mj"][1::2]) - 1)
         for row in rows
@@ -52,7 +52,8 @@ def report(bench: Bench) -> None:
         for ratio, cell in zip(ratios, whole, strict=True)
         if cell["energy"]["chosen"] != cell["latency"]["chosen"]
     ]
-    floor = noise_floor(bench.rows)
+    floors = [noise_floor(list(cell.values())) for cell in whole]
+    beyond = [ratio - floor for ratio, floor in zip(ratios, floors, strict=True)]
     errors = [
         abs(predicted / mj - 1)
         for cell in whole
@@ -72,7 +73,9 @@ def report(bench: Bench) -> None:
         "what that costs in latency, mean, %": _mean_percent(
             [cell["energy"]["latency_ms"] / cell["latency"]["latency_ms"] - 1 for cell in whole]
         ),
-        "the same policy and choice measured twice, greatest difference, %": 100 * floor,
+        "energy objective against latency objective, worst cell, % more": 100 * max(ratios),
+        "noise floor, median of the cells, %": 100 * statistics.median(floors),
+        "noise floor, greatest, %": 100 * max(floors),
         **{
             f"mean energy of {name.replace('_', ' ')} over the energy objective's": statistics.geometric_mean(
                 [cell[name]["mj"] / cell["energy"]["mj"] for cell in whole]
@@ -86,10 +89,10 @@ def report(bench: Bench) -> None:
     }
     bench.show("summary", [{"figure": name, "value": value} for name, value in summary.items()])
     bench.target(
-        "energy objective's mJ beyond the latency objective's, worst cell (the noise floor is allowed)",
-        100 * max(ratios),
+        "energy objective's mJ beyond the latency objective's and the noise floor, worst cell",
+        100 * max(beyond),
         "%",
-        round(100 * floor, 2),
+        0.0,
         "at_most",
     )
     bench.target("median |predicted - metered| energy", 100 * statistics.median(errors), "%", 10.0, "at_most")
@@ -107,8 +110,8 @@ _COLUMNS = {
     "energy": "energy",
     "energy_in_time": "energy in time",
     "latency_in_budget": "latency in budget",
-    "device_only": "device",
-    "cloud_only": "cloud",
+    "device_only": "device alone",
+    "cloud_only": "cloud alone",
     "paper": "paper",
 }
 

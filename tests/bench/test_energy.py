@@ -113,8 +113,21 @@ def test_the_noise_floor_is_of_choices_that_stayed_and_is_allowed() -> None:
     wavering["choices"] = ["device", "cloud", "device", "cloud"]
     assert noise_floor([shaky, wavering]) == pytest.approx(0.04)
     bench = reported(policy_row("energy", 103.0, "cloud"), shaky, wavering)
-    assert bench.targets[0].target == pytest.approx(4.0)
+    assert bench.targets[0].value == pytest.approx(-1.0)
     assert bench.targets[0].met
+
+
+def test_each_cell_has_a_noise_floor_of_its_own() -> None:
+    bench = Bench("energy", [])
+    for device, shaken in (("4x", 104.0), ("16x", 100.0)):
+        for policy in (*OBJECTIVES, *BASELINES):
+            samples = [shaken, 100.0, shaken, 100.0] if policy == "paper" else [100.0] * 4
+            bench.row(**policy_row(policy, 100.0, device=device, samples_mj=samples))
+    (worse,) = [row for row in bench.rows if (row["device"], row["policy"]) == ("16x", "energy")]
+    worse.update(mj=101.0, chosen="cloud")
+    report(bench)
+    assert bench.targets[0].value == pytest.approx(1.0)
+    assert not bench.targets[0].met
 
 
 def test_limits_are_held_with_a_tolerance() -> None:
