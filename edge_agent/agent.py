@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from edge_agent.catching_up import CatchingUp
 from edge_agent.controller import Controller
+from edge_agent.counters import ModelCounters
 from edge_agent.decision import Decision
 from edge_agent.estimate import MIN_SPAN_BYTES
 from edge_agent.goals import constraints_of, objective_of, power_of, requested_objective
@@ -34,10 +35,11 @@ from edge_agent.requests import RequestTable
 from edge_agent.result import Result
 from edge_agent.runner import Runner
 from edge_agent.served import Served
+from edge_agent.status import agent_status
 from edge_agent.widening import Widening
 from shared.codec import Codec
 from shared.config import AgentConfig, ModelConfig, load_config
-from shared.errors import ConfigError, InternalError, PlanError, UnknownModelError
+from shared.errors import ConfigError, InternalError, PlanError, SutureError, UnknownModelError
 from shared.graph import Cut, Graph
 from shared.models import Model
 from shared.plan.explain import Explanation
@@ -84,6 +86,8 @@ class EdgeAgent:
         self._runner_factory = runner_factory
         self._serve = serve
         self._progress = progress
+        self._counters: dict[str, ModelCounters] = {}
+        self._entered_s = 0.0
         self._group = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline
@@ -113,6 +117,7 @@ class EdgeAgent:
     async def __aenter__(self) -> EdgeAgent:
         if self.config.cloud.keys is not None:
             LinkKeys.load(self.config.cloud.keys)  # a mistake in the keys shows before anything takes time
+        self._entered_s = asyncio.get_running_loop().time()
         async with AsyncExitStack() as stack:
             self.runner = self._runner_factory(self.config.device, self.config.threads)
             stack.push_async_callback(self.runner.close)
@@ -190,8 +195,16 @@ class EdgeAgent:
         an objective that is none or that sets a limit which cannot be kept now, OverloadedError,
         DeadlineError or InternalError.  Cancelling withdraws the work on the device and in the cloud.
         """
-        wanted = None if objective is None else requested_objective(objective, self._power)
-        return await self._pipeline.infer(self._served(model), args, kwargs, deadline_ms, wanted)
+        served = self._served(model)
+        counters = self._counters[served.name]
+        try:
+            wanted = None if objective is None else requested_objective(objective, self._power)
+            result = await self._pipeline.infer(served, args, kwargs, deadline_ms, wanted)
+        except SutureError as error:
+            counters.on_error(error)
+            raise
+        counters.on_result(result)
+        return result
 
     def decision(self, model: str) -> Decision:
         """What would be decided for a request now."""
@@ -214,6 +227,19 @@ class EdgeAgent:
 
     def unpin(self, model: str) -> None:
         self._pipeline.controller.unpin(self._served(model).name)
+
+    def counters(self, model: str) -> ModelCounters:
+        """What became of the network's requests since the start."""
+        return self._counters[self._served(model).name]
+
+    def status(self, *, with_labels: bool = False) -> dict[str, Any]:
+        """See :func:`edge_agent.status.agent_status`."""
+        return agent_status(self, with_labels=with_labels)
+
+    @property
+    def up_s(self) -> float:
+        """Since it was entered."""
+        return asyncio.get_running_loop().time() - self._entered_s
 
     def graph(self, model: str) -> Graph:
         return self._served(model).graph
@@ -259,6 +285,7 @@ class EdgeAgent:
 
     async def _load(self, config: ModelConfig) -> None:
         name, constraints = config.name, self._constraints[config.name]
+        self._counters[name] = ModelCounters()
         registered = await register(self.runner, config, self.config, self._progress)
         self.models[name] = registered.model
         self._pipeline.models[name] = Served(name, registered.graph, config.deadline_ms)

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 __all__ = ["Check", "Verdict", "render"]
 
+_NAME = 24
+
 
 class Verdict(StrEnum):
     OK = "ok"
@@ -29,8 +31,8 @@ class Check:
 def render(check: Check) -> str:
     """One check for a person, with rich's markup."""
     colour = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILURE: "bold red"}[check.verdict]
-    line = f"[{colour}]{check.verdict:<8}[/] {check.name:<10} {_escaped(check.found)}"
-    return line if not check.remedy else f"{line}\n{'':19} [bold]→[/] {_escaped(check.remedy)}"
+    line = f"[{colour}]{check.verdict:<8}[/] {check.name:<{_NAME}} {_escaped(check.found)}"
+    return line if not check.remedy else f"{line}\n{'':{10 + _NAME}} [bold]→[/] {_escaped(check.remedy)}"
 
 
 def _escaped(text: str) -> str:

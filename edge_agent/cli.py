@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edge_agent import keys_command
+from edge_agent import attach, keys_command
 from shared.errors import ConfigError, StartupError, SutureError, UnknownModelError
 
 __all__ = ["app", "main"]
@@ -200,6 +200,25 @@ def bundle(
     from edge_agent.commands import write_bundle
 
     print(write_bundle(source, out))
+
+
+app.command()(attach.infer)
+app.command()(attach.top)
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Look at everything that the agent needs, here and in the cloud, and say how to mend what is amiss.
+
+    The exit code is 1 when something that the configuration asks for is not to be had.
+    """
+    from shared.config import AgentConfig, load_config
+
+    settings = load_config(AgentConfig, _required(config))
+    from edge_agent.commands import doctor_device
+
+    if not doctor_device(settings, as_json=as_json):
+        raise typer.Exit(_FAILURE)
 
 
 @app.command(name="version")

@@ -33,7 +33,7 @@ from shared.wire import (
     encode_message,
     error_from_reply,
 )
-from shared.wire.messages import Cancel, LocalInfer, LocalResult
+from shared.wire.messages import Cancel, LocalInfer, LocalResult, LocalState, LocalStatus
 
 __all__ = ["Client"]
 
@@ -177,12 +177,10 @@ class Client:
             raise UnavailableError(
                 f"the agent at {self.endpoint} is gone or does not keep up; try again later"
             )
-        answer: asyncio.Future[Message] = loop.create_future()
-        self._waiting[request_id] = answer
         timeout_s = None if deadline_ms is None else (deadline_ms + _GRACE_MS) / 1000.0
         try:
             async with asyncio.timeout(timeout_s):
-                message = await answer
+                message = await self._answer(request_id)
         except TimeoutError:
             self._send(Cancel(), (), request_id)
             raise DeadlineError(
@@ -192,9 +190,39 @@ class Client:
         except asyncio.CancelledError:
             self._send(Cancel(), (), request_id)
             raise
+        return _result_of(message).seen_after((loop.time() - began_s) * 1000.0, "local_api")
+
+    async def status(self, *, with_labels: bool = False) -> dict[str, Any]:
+        """The agent's state: its link, and of each network the plan, what it takes and what became of its
+        requests; the keys are those of :func:`edge_agent.status.agent_status`.
+
+        Raises UnavailableError when the agent is gone or says nothing for ``patience_s``.  Cancel-safe.
+        """
+        gone = f"the agent at {self.endpoint} is gone or does not answer; see its log"
+        request_id = next(self._ids)
+        if not self._connected.is_set() or not self._send(
+            LocalStatus(with_labels=with_labels), (), request_id
+        ):
+            raise UnavailableError(gone)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                message = await self._answer(request_id)
+        except TimeoutError:
+            raise UnavailableError(gone) from None
+        if message.type is MessageType.ERROR:
+            raise error_from_reply(message.header)
+        if not isinstance(message.header, LocalState) or not isinstance(message.header.state, dict):
+            raise InternalError(f"the agent answered with {message.type.name}; update the older of the two")
+        return message.header.state
+
+    async def _answer(self, request_id: int) -> Message:
+        """What answers a request that was just sent."""
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answer
+        try:
+            return await answer
         finally:
             del self._waiting[request_id]
-        return _result_of(message).seen_after((loop.time() - began_s) * 1000.0, "local_api")
 
     def _send(self, header: Any, payloads: Any, request_id: int) -> bool:
         if self._socket.closed:

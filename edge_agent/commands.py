@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_agent.calibrate import run_calibration
+from edge_agent.checks import Verdict, render
+from edge_agent.doctor import examine
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
 from edge_agent.tensors import check_device
@@ -23,7 +26,7 @@ from shared.models import resolve
 from shared.plan.predict import Predictor
 from shared.plan.profile import Profile
 
-__all__ = ["calibrate_device", "profile_models", "write_bundle"]
+__all__ = ["calibrate_device", "doctor_device", "profile_models", "write_bundle"]
 
 _TABLE_WIDTH = 120
 
@@ -43,6 +46,19 @@ def write_bundle(source: ModelSource, directory: Path) -> str:
     return (
         f"{directory}: {graph.name}, {len(graph.units)} units, {megabytes:.1f} MB of weights, {graph.digest}"
     )
+
+
+def doctor_device(config: AgentConfig, *, as_json: bool = False) -> bool:
+    """Print every check as soon as it is done, or all of them as JSON; whether none failed."""
+    console = Console(highlight=False, soft_wrap=True)
+    checks = []
+    for check in examine(config):
+        checks.append(check)
+        if not as_json:
+            console.print(render(check))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    return all(check.verdict is not Verdict.FAILURE for check in checks)
 
 
 def profile_models(config: AgentConfig, names: list[str], *, as_json: bool = False) -> str:

@@ -31,7 +31,7 @@ from shared.wire import (
     error_reply,
     peek,
 )
-from shared.wire.messages import Header, LocalResult, Pong
+from shared.wire.messages import Header, LocalResult, LocalState, Pong
 
 __all__ = ["LocalApi"]
 
@@ -40,7 +40,7 @@ _QUEUE = 64
 _LONGEST_PATH = 107  # sun_path less its closing zero
 
 
-class _Infers(Protocol):
+class _Agent(Protocol):
     async def infer(
         self,
         model: str,
@@ -50,6 +50,8 @@ class _Infers(Protocol):
         objective: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Result: ...
+
+    def status(self, *, with_labels: bool = False) -> dict[str, Any]: ...
 
 
 class LocalApi:
@@ -62,7 +64,7 @@ class LocalApi:
     """
 
     def __init__(
-        self, endpoint: str, agent: _Infers, *, mode: int = 0o600, token_file: Path | None = None
+        self, endpoint: str, agent: _Agent, *, mode: int = 0o600, token_file: Path | None = None
     ) -> None:
         self.endpoint = endpoint
         self._agent = agent
@@ -144,6 +146,9 @@ class LocalApi:
         elif message.type is MessageType.CANCEL:
             if key in self._tasks:
                 self._tasks[key].cancel()
+        elif message.type is MessageType.LOCAL_STATUS:
+            state = self._agent.status(with_labels=message.header.with_labels)
+            self._reply(client, message.request_id, LocalState(state=state))
         elif message.type is MessageType.PING:
             self._reply(client, message.request_id, Pong())
         else:

@@ -151,6 +151,10 @@ class Pipeline:
             self.abandon(UnavailableError("the agent stopped before this request ended; send it again later"))
             await self._idle.wait()
 
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
     async def idle(self) -> None:
         """Returns once no request is in flight."""
         await self._idle.wait()

@@ -30,6 +30,8 @@ __all__ = [
     "LoadReport",
     "LocalInfer",
     "LocalResult",
+    "LocalState",
+    "LocalStatus",
     "MessageType",
     "ModelCard",
     "ModelLoad",
@@ -76,6 +78,8 @@ class MessageType(IntEnum):
     LOCAL_INFER = 13
     LOCAL_RESULT = 14
     CANCEL = 15
+    LOCAL_STATUS = 16
+    LOCAL_STATE = 17
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +239,7 @@ class ReplicaHello(Header, frozen=True, kw_only=True, omit_defaults=True):
     """Replica to gateway: what it serves, its measured unit times, and its first credits.
 
     ``version`` is the configured one, which tells networks of one name apart that are both wanted.
+    ``precision`` is what it computes in, for people.
     """
 
     replica: Name
@@ -244,6 +249,7 @@ class ReplicaHello(Header, frozen=True, kw_only=True, omit_defaults=True):
     credits: Count
     software: Name = ""
     version: Name = ""
+    precision: Name = ""
 
 
 class Credit(Header, frozen=True, kw_only=True, omit_defaults=True):
@@ -346,3 +352,16 @@ class LocalResult(Header, frozen=True, kw_only=True):
     fallback: Text = ""
     energy_mj: Millijoules | None = None
     meter: Name = ""
+
+
+class LocalStatus(Header, frozen=True, kw_only=True):
+    """Application to agent: what is its state?  ``with_labels`` asks for the names of classes, too."""
+
+    with_labels: bool = False
+
+
+class LocalState(Header, frozen=True, kw_only=True):
+    """Agent to application: ``state`` is a map of plain values, of which a reader ignores those that it does
+    not know."""
+
+    state: Any

@@ -35,6 +35,8 @@ from shared.wire.messages import (
     LoadReport,
     LocalInfer,
     LocalResult,
+    LocalState,
+    LocalStatus,
     MessageType,
     Ping,
     Pong,
@@ -61,6 +63,8 @@ _HEADERS: Final[dict[MessageType, type[Header]]] = {
     MessageType.LOCAL_INFER: LocalInfer,
     MessageType.LOCAL_RESULT: LocalResult,
     MessageType.CANCEL: Cancel,
+    MessageType.LOCAL_STATUS: LocalStatus,
+    MessageType.LOCAL_STATE: LocalState,
 }
 _TYPE_OF = {header: kind for kind, header in _HEADERS.items()}
 _DECODERS = {kind: msgspec.msgpack.Decoder(header) for kind, header in _HEADERS.items()}
@@ -202,6 +206,8 @@ def _check_payloads(
         _check_plain(header.objective)
     if isinstance(header, LocalResult):
         _check_plain(header.decision)
+    if isinstance(header, LocalState):
+        _check_plain(header.state)
 
 
 def _check_tensors(

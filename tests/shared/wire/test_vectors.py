@@ -237,6 +237,11 @@ MESSAGES = {
             period_ms=100.0,
         )
     ),
+    "local-status": encode_message(m.LocalStatus(with_labels=True), request_id=2),
+    "local-state": encode_message(
+        m.LocalState(state={"agent": "jetson", "up_s": 2.5, "models": [{"name": "mnist", "labels": None}]}),
+        request_id=2,
+    ),
     "cancel": encode_message(m.Cancel(reason="the caller left"), request_id=7),
 }
 
