@@ -12,6 +12,7 @@ from cloud_cluster.application import TailHost
 from cloud_cluster.curves import BatchCurves
 from cloud_cluster.executor import BatchExecutor, Executor, Job
 from cloud_cluster.joining import Places, Running
+from cloud_cluster.precision import FLOAT32, Precision
 from cloud_cluster.torch_executor import TorchExecutor
 from shared.config import CloudConfig, ServedModelConfig
 from shared.graph import Program
@@ -26,10 +27,15 @@ class StretchedExecutor(TorchExecutor):
     """The real network, ``STRETCH`` times slower by :func:`bench.stretch.longer_by_cpu_time`."""
 
     def __init__(
-        self, program: Program, curves: BatchCurves, places: Places | None = None, max_batch: int = 1
+        self,
+        program: Program,
+        curves: BatchCurves,
+        places: Places | None = None,
+        max_batch: int = 1,
+        precision: Precision = FLOAT32,
     ) -> None:
         rows = tuple(tuple(ms * STRETCH for ms in row) for row in curves.unit_ms)
-        super().__init__(program, BatchCurves(curves.batches, rows), places, max_batch)
+        super().__init__(program, BatchCurves(curves.batches, rows), places, max_batch, precision)
 
     def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
         began_s = time.perf_counter()

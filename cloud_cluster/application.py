@@ -57,7 +57,7 @@ def build(config: CloudConfig, tail_host: type[TailHost] = TailHost) -> Applicat
     gateway = _GATEWAY.options(
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
-        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        ray_actor_options={"num_cpus": config.gateway.num_cpus, "resources": config.gateway.resources},
         user_config=gateway_user_config(config),
     )
     plain = config.model_dump(mode="json", exclude_unset=True)

@@ -78,7 +78,8 @@ class BatchExecutor(Protocol):
     """One network on one replica, run in steps, several requests at a time.
 
     Every method raises a SutureError for whatever is wrong with a request; anything else is a defect
-    and ends the replica.  All are called in one thread.
+    and ends the replica.  With ``decodes_ahead``, ``accept`` and ``decode`` may be called in a second thread;
+    all the rest in one.
     """
 
     @property
@@ -86,6 +87,16 @@ class BatchExecutor(Protocol):
 
     @property
     def unit_ms(self) -> Sequence[float]: ...
+
+    @property
+    def precision(self) -> str:
+        """In which it computes, for people."""
+        ...
+
+    @property
+    def decodes_ahead(self) -> bool:
+        """Whether requests had better be decoded while others compute."""
+        ...
 
     @property
     def curves(self) -> BatchCurves:
@@ -134,6 +145,8 @@ class _OneByOne:
         self.unit_ms = executor.unit_ms
         self.curves = BatchCurves.flat(executor.unit_ms)
         self.max_batch = 1
+        self.precision = ""
+        self.decodes_ahead = False
 
     def place_from(self, unit: int) -> int:
         return self.curves.units

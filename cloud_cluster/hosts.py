@@ -77,9 +77,7 @@ class GatewayHost:
         self._gateway = Gateway(parsed.gateway, parsed.models)
         self._gateway.on_unserved = self._on_unserved
         await self._gateway.start()
-        loops = {"replica counts": self._follow_serve()}
-        if parsed.gateway.replicas > 1:
-            loops["other gateways"] = self._follow_gateways()
+        loops = {"replica counts": self._follow_serve(), "other gateways": self._follow_gateways()}
         self._running = _Running("gateway", self._gateway.run(), self._loops.run(loops))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -171,7 +169,10 @@ class GatewayHost:
         """Tell the devices where else they may go."""
         view = ClusterView("")
         while True:
-            await _ask_gateways(view)
+            if self._config.replicas > 1:
+                await _ask_gateways(view)
+            else:
+                view = ClusterView("")
             self._gateway.set_gateways(
                 [report["device_endpoint"] for report in view.reports],
                 [report["load_endpoint"] for report in view.reports],

@@ -35,6 +35,7 @@ def measured_curves(
     cache_dir: Path | None,
     repeats: int,
     max_batch: int,
+    precision: str = "float32",
 ) -> BatchCurves:
     """The median time of every unit at batch 1 and at powers of two up to ``max_batch``.
 
@@ -46,7 +47,7 @@ def measured_curves(
     sizes: list[int] = []
     best, without_gain = float("inf"), 0
     for size in _sizes(max_batch):
-        row = _row(program, sample, source, cache_dir, repeats, size)
+        row = _row(program, sample, source, cache_dir, repeats, size, precision)
         if row is None:
             break
         sizes.append(size)
@@ -87,10 +88,13 @@ def _row(
     cache_dir: Path | None,
     repeats: int,
     size: int,
+    precision: str,
 ) -> tuple[float, ...] | None:
     """One size; None when there is no memory for it."""
     graph = program.graph
     inputs = "units" if size == 1 else f"units at batch {size}"
+    if precision != "float32":
+        inputs = f"{inputs} in {precision}"
     key = ProfileKey(graph.digest, source.device, source.torch_threads, torch.__version__, calibration=inputs)
     if cache_dir is not None:
         kept, warning = load_profile(cache_dir, key, len(graph.units))

@@ -48,6 +48,7 @@ class Version:
     # tail_ms[k]: units k and above on an idle replica.
     tail_ms: list[float] = field(default_factory=list)
     replicas: dict[bytes, list[float]] = field(default_factory=dict)
+    precisions: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,6 +115,7 @@ class Registry:
             )
         version.digest = hello.digest
         version.replicas[replica] = list(hello.unit_ms)
+        version.precisions[replica] = hello.precision
         version.take_medians()
         self._version_of[replica] = version
         return version
@@ -123,7 +125,7 @@ class Registry:
         version = self._version_of.pop(replica, None)
         if version is None:
             return None
-        del version.replicas[replica]
+        del version.replicas[replica], version.precisions[replica]
         if version.replicas:
             version.take_medians()
         return version

@@ -50,11 +50,12 @@ class Request:
         return math.inf if budget_ms == NO_BUDGET else self.arrived_s * 1e3 + budget_ms
 
     def accept(self, executor: BatchExecutor) -> Job | SutureError:
-        """Compare it with the network; what is wrong with the request becomes its ``job``."""
-        try:
-            self.job = executor.accept(self.message)
-        except SutureError as error:
-            self.job = error
+        """Compare it with the network, once; what is wrong with the request becomes its ``job``."""
+        if self.job is None:
+            try:
+                self.job = executor.accept(self.message)
+            except SutureError as error:
+                self.job = error
         return self.job
 
     def decode(self, executor: BatchExecutor, clock: Callable[[], float]) -> None:

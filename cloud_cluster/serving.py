@@ -110,6 +110,7 @@ class Serving:
                         "current": version.current,
                         "replicas": len(version.replicas),
                         "devices": devices[version.name, version.digest],
+                        "precision": sorted(set(version.precisions.values())),
                         **asdict(state),
                     }
                     for version, state in zip(versions, states, strict=True)

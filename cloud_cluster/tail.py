@@ -95,6 +95,7 @@ class Tail:
             credits=self._held,
             software=f"suture {version('suture')}",
             version=self.model.version,
+            precision=executor.precision,
         )
         self.set_gateways(self._endpoints)
         log.info("%s holds %s, %.1f ms for the whole", self.replica, executor.digest, sum(executor.unit_ms))

@@ -15,6 +15,9 @@ from cloud_cluster.curves import BatchCurves
 from cloud_cluster.executor import Job, Outcome
 from cloud_cluster.joining import Arrived, Places, Running, advance, begin, find_places, join, outputs_of
 from cloud_cluster.measuring import first_samples, measured_curves
+from cloud_cluster.precision import FLOAT32, Precision, choose_precision, computed_in
+from cloud_cluster.staging import Sent, Staging, staging_for
+from shared.calibration import calibrate
 from shared.codec import Codec, decode, encode
 from shared.config import ServedModelConfig
 from shared.errors import CodecError, InputMismatchError, ProtocolError, RefusedError
@@ -31,26 +34,39 @@ log = logging.getLogger("suture.tail")
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """``tensors`` once decoded; they are kept until the answer, in case the request has to begin again."""
+    """``tensors`` once decoded; they are kept until the answer, in case the request has to begin again.
+
+    They may be views of the payloads: none is copied but where the network computes on it.
+    """
 
     cut: Cut
     infer: Infer
     payloads: Sequence[Buffer]
     specs: tuple[TensorSpec, ...]
     reply_codec: Codec
-    tensors: list[torch.Tensor] = field(default_factory=list)
+    tensors: Sent = field(default_factory=lambda: Sent(()))
 
 
 class TorchExecutor:
     """See :class:`cloud_cluster.executor.BatchExecutor`."""
 
     def __init__(
-        self, program: Program, curves: BatchCurves, places: Places | None = None, max_batch: int = 1
+        self,
+        program: Program,
+        curves: BatchCurves,
+        places: Places | None = None,
+        max_batch: int = 1,
+        precision: Precision = FLOAT32,
+        staging: Staging | None = None,
     ) -> None:
         self._program = program
         self._graph: Graph = program.graph
         self._places = places or Places((False,) * len(program.graph.cuts))
         self._device = program.device
+        self._staging = staging or staging_for(program.device)
+        self._precision = precision
+        # On a CPU there is no core to spare for it (bench.decode_ahead).
+        self.decodes_ahead = program.device.type == "cuda"
         self.curves = curves
         self.max_batch = max_batch
 
@@ -63,14 +79,22 @@ class TorchExecutor:
         program = load(model.captured, device=source.device, mode="fused")
         sample = first_samples(program.graph, model.example)
         places = find_places(program, sample) if source.max_batch > 1 else None
-        curves = measured_curves(
-            program, sample, source, cache_dir, repeats, source.max_batch if places else 1
-        )
-        return cls(program, curves, places, min(source.max_batch, curves.batches[-1]) if places else 1)
+        precision = FLOAT32
+        if source.precision != "float32" and program.device.type != "cpu":
+            samples = calibrate(model, source.calibration).stream()
+            precision = choose_precision(program, source, samples)
+        most = source.max_batch if places else 1
+        with computed_in(precision, program.device):
+            curves = measured_curves(program, sample, source, cache_dir, repeats, most, precision.name)
+        return cls(program, curves, places, min(most, curves.batches[-1]), precision)
 
     @property
     def digest(self) -> str:
         return self._graph.digest
+
+    @property
+    def precision(self) -> str:
+        return str(self._precision)
 
     @property
     def unit_ms(self) -> Sequence[float]:
@@ -96,17 +120,20 @@ class TorchExecutor:
 
     def decode(self, job: Job) -> None:
         body: _Body = job.body
-        body.tensors = [
-            decode(header, payload, spec).to(self._device)
-            for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
-        ]
+        body.tensors = self._staging.send(
+            [
+                decode(header, payload, spec, share=True)
+                for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
+            ]
+        )
         body.payloads = ()
 
     def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
         began = time.perf_counter()
         try:
-            running = self._together(parts, units)
-            advance(self._program, running, units)
+            with computed_in(self._precision, self._device):
+                running = self._together(parts, units)
+                advance(self._program, running, units)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except torch.OutOfMemoryError as error:
@@ -124,7 +151,7 @@ class TorchExecutor:
 
     def _together(self, parts: Sequence[Job | Running], units: Sequence[int]) -> Running:
         standing = [
-            Arrived(part.body.cut, part.body.tensors, part.batch) if isinstance(part, Job) else part
+            Arrived(part.body.cut, part.body.tensors.take(), part.batch) if isinstance(part, Job) else part
             for part in parts
         ]
         if len(standing) > 1:
@@ -134,14 +161,17 @@ class TorchExecutor:
 
     def _encoded(self, body: _Body, outputs: dict[int, torch.Tensor]) -> Outcome:
         began = time.perf_counter()
-        encoded = [
-            encode(outputs[slot], body.reply_codec, slot) for slot in self._graph.output_slots_of(body.cut)
-        ]
+        slots = self._graph.output_slots_of(body.cut)
+        encoded = [encode(self._as_promised(outputs[slot], slot), body.reply_codec, slot) for slot in slots]
         return Outcome(
             tensors=[header for header, _ in encoded],
             payloads=[payload for _, payload in encoded],
             encode_ms=(time.perf_counter() - began) * 1e3,
         )
+
+    def _as_promised(self, output: torch.Tensor, slot: int) -> torch.Tensor:
+        """In the dtype of the card, whatever the network was computed in."""
+        return output.to(getattr(torch, self._graph.values[slot].dtype.label))
 
     def _cut(self, index: int, infer: Infer) -> Cut:
         if index == SET_CUT:

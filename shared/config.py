@@ -314,6 +314,11 @@ class ServedModelConfig(ModelSource):
     credits: int = Field(default=2, ge=1, description="requests that a replica holds at once, or more")
     max_batch: int = Field(default=8, ge=1, le=256, description="samples that may run together; 1: never")
     max_queue: int = Field(default=256, ge=1)
+    precision: Literal["auto", "float32", "float16"] = Field(
+        default="float32", description="auto: float16 on a GPU, where min_agreement is shown to be kept"
+    )
+    min_agreement: float = Field(default=0.99, ge=0, le=1, description="of float16 with float32")
+    calibration: CalibrationConfig = CalibrationConfig()
     surge_percent: int = Field(
         default=25,
         ge=0,
@@ -328,6 +333,12 @@ class ServedModelConfig(ModelSource):
     def _fixed_or_autoscaled(self) -> ServedModelConfig:
         if self.autoscale is not None and "replicas" in self.model_fields_set:
             raise ValueError("give replicas or autoscale, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _half_on_cuda_only(self) -> ServedModelConfig:
+        if self.precision == "float16" and self.device == "cpu":
+            raise ValueError("precision float16 needs device: cuda; on a CPU it is slower and less exact")
         return self
 
     @property

@@ -6,13 +6,14 @@ produces exactly ``layout.nbytes`` bytes; docs/protocol.md shows them byte by by
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from shared.codec.ids import Form
-from shared.codec.layout import Layout
+from shared.codec.layout import GROUP_HEADER_BYTES, Layout
 from shared.errors import CodecError
 from shared.tensor import Shape
 from shared.wire.frame import Buffer
@@ -25,6 +26,11 @@ _MIN_SCALE = float(np.finfo(np.float32).tiny)
 _SATURATION = 2.0**126
 """Quantised values end here, so that a step and every decoded value stay finite in float32."""
 
+with warnings.catch_warnings():
+    # torch warns once in a process of a buffer that is not writable; nothing here writes to what it reads.
+    warnings.simplefilter("ignore")
+    torch.frombuffer(bytes(1), dtype=torch.uint8)
+
 _LANES = 32
 """Reducing over rows is slow for rows that are not a multiple of this many float32 (torch 2.13)."""
 
@@ -34,9 +40,18 @@ class ElementCoder(Protocol):
         """The bytes, as a flat uint8 tensor that may alias ``dense``; None if the values do not fit."""
 
     def read(
-        self, raw: Buffer, shape: Shape, order: Shape, layout: Layout, dtype: torch.dtype
+        self,
+        raw: Buffer,
+        shape: Shape,
+        order: Shape,
+        layout: Layout,
+        dtype: torch.dtype,
+        share: bool,
     ) -> torch.Tensor:
-        """A new flat tensor in memory order.  ``raw`` has ``layout.nbytes`` bytes; it is not kept."""
+        """A flat tensor in memory order, which with ``share`` may be a view of ``raw`` and else is new.
+
+        ``raw`` has ``layout.nbytes`` bytes.
+        """
 
 
 class _Exact:
@@ -46,13 +61,18 @@ class _Exact:
         return exact_bytes(dense)
 
     def read(
-        self, raw: Buffer, shape: Shape, order: Shape, layout: Layout, dtype: torch.dtype
+        self,
+        raw: Buffer,
+        shape: Shape,
+        order: Shape,
+        layout: Layout,
+        dtype: torch.dtype,
+        share: bool,
     ) -> torch.Tensor:
-        data = _owned(raw)
         if dtype is torch.bool:
             # Any other byte in a bool tensor is undefined behaviour in torch.
-            return data.ne(0)
-        return data.view(dtype)
+            return _seen(raw).ne(0)
+        return (_seen(raw, dtype.itemsize) if share else _owned(raw)).view(dtype)
 
 
 class _Half:
@@ -68,9 +88,15 @@ class _Half:
         return exact_bytes(half)
 
     def read(
-        self, raw: Buffer, shape: Shape, order: Shape, layout: Layout, dtype: torch.dtype
+        self,
+        raw: Buffer,
+        shape: Shape,
+        order: Shape,
+        layout: Layout,
+        dtype: torch.dtype,
+        share: bool,
     ) -> torch.Tensor:
-        return _owned(raw).view(torch.float16).to(dtype)
+        return _seen(raw, torch.float16.itemsize).view(torch.float16).to(dtype, copy=not share)
 
 
 class _Quantised:
@@ -107,9 +133,17 @@ class _Quantised:
         return raw
 
     def read(
-        self, raw: Buffer, shape: Shape, order: Shape, layout: Layout, dtype: torch.dtype
+        self,
+        raw: Buffer,
+        shape: Shape,
+        order: Shape,
+        layout: Layout,
+        dtype: torch.dtype,
+        share: bool,
     ) -> torch.Tensor:
-        scales, zeros, body = _sections(_owned(raw), layout)
+        data = _seen(raw)
+        scales, zeros, _ = _sections(data[: GROUP_HEADER_BYTES * layout.groups].clone(), layout)
+        body = data[GROUP_HEADER_BYTES * layout.groups :]
         steps = scales.numpy()
         if not (steps.min() >= 0 and steps.max() <= _FLOAT32_MAX / self._top):
             raise CodecError("a quantised payload has a scale that is negative or not finite")
@@ -140,6 +174,14 @@ def exact_bytes(dense: torch.Tensor) -> torch.Tensor:
     """The bytes of a contiguous tensor, as a view of it."""
     # Not reshape: it may leave any stride on a tensor of one element or none.
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
+def _seen(raw: Buffer, alignment: int = 1) -> torch.Tensor:
+    """The bytes where they are, or a copy of them where torch could not read them there."""
+    if not memoryview(raw).nbytes:
+        return torch.empty(0, dtype=torch.uint8)
+    data = torch.frombuffer(raw, dtype=torch.uint8)
+    return data if data.data_ptr() % alignment == 0 else _owned(raw)
 
 
 def _owned(raw: Buffer) -> torch.Tensor:

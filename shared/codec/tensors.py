@@ -71,11 +71,13 @@ def encode(tensor: torch.Tensor, codec: Codec, slot: int) -> tuple[TensorHeader,
     return header, payload
 
 
-def decode(header: TensorHeader, payload: Buffer, spec: TensorSpec) -> torch.Tensor:
+def decode(header: TensorHeader, payload: Buffer, spec: TensorSpec, *, share: bool = False) -> torch.Tensor:
     """A new CPU tensor with the spec's dtype and shape and the strides of the header's order.
 
     Nothing is allocated before header, payload and spec agree, and then no more than twice the spec's
-    size.  The tensor owns its memory: the payload may be released, the tensor may be written to.
+    size.  The tensor owns its memory: the payload may be released, the tensor may be written to.  With
+    ``share`` it may instead be a view of the payload, which it keeps: neither may be written to, and its
+    memory may be less aligned than torch's own, on which kernels may round differently.
 
     Raises CodecError when they disagree or the payload is damaged.
     """
@@ -95,5 +97,5 @@ def decode(header: TensorHeader, payload: Buffer, spec: TensorSpec) -> torch.Ten
         raise CodecError(f"slot {header.slot}: the payload is not of the announced size")
     layout = layout_of(spec.dtype, shape, codec)
     raw = decompress(codec.stage, payload, layout.nbytes)
-    flat = CODERS[layout.form].read(raw, shape, order, layout, _TORCH[spec.dtype])
+    flat = CODERS[layout.form].read(raw, shape, order, layout, _TORCH[spec.dtype], share)
     return flat.as_strided(shape, strides_from_order(shape, order))

@@ -29,6 +29,9 @@ CHANGED: dict[str, Any] = {
     "device": "cuda",
     "threads": 3,
     "autoscale": {"max_replicas": 3},
+    "precision": "auto",
+    "min_agreement": 0.9,
+    "calibration": {"samples": 4},
     "log": "debug",
     "cache_dir": "/elsewhere",
     "profile_repeats": 4,
@@ -67,6 +70,7 @@ def touched(other: CloudConfig) -> set[str]:
 
 
 LIMITS = {
+    "replicas",
     "max_devices",
     "max_in_flight",
     "max_in_flight_bytes",
@@ -76,7 +80,7 @@ LIMITS = {
     "device_silence_s",
 }
 OF_EVERYBODY = {"heartbeat_ms", "heartbeat_timeout_ms", "max_message_bytes", "keys"}
-RAYS_OWN = {"replicas", "num_cpus"}
+RAYS_OWN = {"num_cpus"}
 
 
 @pytest.mark.parametrize("key", sorted(GatewayConfig.model_fields))

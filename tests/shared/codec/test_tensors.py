@@ -126,6 +126,34 @@ class TestExact:
         decoded.zero_()
         assert decoded.data_ptr() % 64 == 0
 
+    def test_a_shared_tensor_is_the_payload_itself(self):
+        for tensor in (seeded(2, 3, 8, 8), seeded(4, 6).t(), torch.arange(12).view(3, 4)):
+            header, payload = encode(tensor, Codec.FLOAT32, 0)
+            buffer = bytearray(payload)
+            decoded = decode(header, buffer, spec_of(tensor), share=True)
+            assert decoded.data_ptr() == np.frombuffer(buffer, "u1").ctypes.data
+            assert torch.equal(decoded, tensor)
+            assert decoded.stride() == tensor.stride()
+            del payload, buffer
+            assert torch.equal(decoded, tensor), "the tensor keeps the payload"
+
+    def test_a_shared_tensor_is_a_copy_where_torch_could_not_read_the_payload_in_its_place(self):
+        tensor = seeded(4, 50)
+        header, payload = encode(tensor, Codec.FLOAT32, 0)
+        odd = memoryview(bytearray(1) + bytearray(payload))[1:]
+        decoded = decode(header, odd, spec_of(tensor), share=True)
+        assert decoded.data_ptr() % 64 == 0
+        assert torch.equal(decoded, tensor)
+
+    @pytest.mark.parametrize("codec", list(Codec))
+    def test_sharing_changes_no_value(self, codec):
+        for tensor in (seeded(2, 4, 9, 9).relu(), seeded(1, 3) > 0, torch.zeros(0, 3), seeded(2, 8).half()):
+            header, payload = encode(tensor, codec, 0)
+            owned = decode(header, bytes(payload), spec_of(tensor))
+            shared = decode(header, bytearray(payload), spec_of(tensor), share=True)
+            assert torch.equal(owned, shared)
+            assert owned.stride() == shared.stride()
+
     def test_a_dense_tensor_is_not_copied_to_be_sent(self):
         tensor = seeded(2, 3, 8, 8).to(memory_format=torch.channels_last)
         _, payload = encode(tensor, Codec.FLOAT32, 0)
