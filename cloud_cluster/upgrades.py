@@ -41,7 +41,7 @@ _LIVE_IN_A_GATEWAY = {
 }
 _LIVE_IN_A_REPLICA = {"credits", "handover_s"}
 # For Serve: how many there are, and what Ray reserves, which it compares by itself.
-_NOT_OF_A_GATEWAY = {"num_cpus"}
+_NOT_OF_A_GATEWAY = {"num_cpus", "resources"}
 _NOT_OF_A_REPLICA = {"replicas", "autoscale", "max_queue", "surge_percent"}
 _OF_A_REPLICA_IN_GATEWAY = {"heartbeat_ms", "heartbeat_timeout_ms", "max_message_bytes", "keys"}
 
