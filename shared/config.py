@@ -378,6 +378,9 @@ class GatewayConfig(_Section):
     keys: GatewayKeysConfig | None = None
     insecure: bool = Field(default=False, description="serve other machines although anyone may connect")
     num_cpus: float = Field(default=0.2, gt=0)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="custom resources of Ray that a gateway's node must have"
+    )
     bind_retry_s: float = Field(default=10.0, ge=0)
     load_period_ms: float = Field(default=100.0, gt=0)
     max_devices: int = Field(default=1024, ge=1)
