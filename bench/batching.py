@@ -116,7 +116,7 @@ def _live(bench: Bench, network: LiveNetwork) -> None:
     whole_s = network.curves.ms(0, network.curves.units, 1) / 1e3
     count = max(round(seconds / whole_s), 16)
     with bench.console.status(f"{network.name}: real torch ..."):
-        rates, worst = network.rates(POLICIES, rounds, count, waiting=16)
+        rates, together, worst = network.rates(POLICIES, rounds, count, waiting=16)
     none = statistics.median(rates["none"])
     for name, samples in rates.items():
         bench.row(
@@ -124,6 +124,7 @@ def _live(bench: Bench, network: LiveNetwork) -> None:
             batching=name,
             at_limit_per_s=statistics.median(samples),
             over_none=statistics.median(samples) / none,
+            batch=together[name],
             samples_per_s=samples,
         )
     # Each round against its own neighbour: what the machine does meanwhile happens to both.

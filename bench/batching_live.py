@@ -6,6 +6,7 @@ does with them.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ class LiveNetwork:
 
     def rates(
         self, policies: Sequence[Policy], rounds: int, requests: int, waiting: int
-    ) -> tuple[dict[str, list[float]], float]:
-        """Answers per second of each policy in each round, in turns, while ``waiting`` requests are there.
+    ) -> tuple[dict[str, list[float]], dict[str, float], float]:
+        """Answers per second of each policy in each round, in turns, while ``waiting`` requests are there,
+        and by policy how many requests shared a batch on average.
 
         Also the worst difference between an answer and that of the network as a whole, as a share of the
         largest value.  Raises SutureError where a request is not answered.
@@ -69,6 +71,7 @@ class LiveNetwork:
         messages = [self._message(cut) for cut in self.cuts]
         whole = self._whole()
         rates: dict[str, list[float]] = {policy.name: [] for policy in policies}
+        together = dict.fromkeys(rates, 0.0)
         worst = 0.0
         for number in range(rounds + 1):
             for policy in policies:
@@ -77,7 +80,10 @@ class LiveNetwork:
                 worst = max(worst, *(self._difference(done, whole) for done in answers))
                 if number:  # the first warms up
                     rates[policy.name].append(per_s)
-        return rates, worst
+                    together[policy.name] += (
+                        statistics.fmean(done.batch_requests for done in answers) / rounds
+                    )
+        return rates, together, worst
 
     def _rate(
         self, policy: Policy, messages: Sequence[Message], requests: int, waiting: int, answers: list[Done]
