@@ -11,6 +11,7 @@ from importlib.metadata import version
 import torch
 
 from edge_agent.agent import EdgeAgent, RunnerFactory
+from edge_agent.notify import ServiceManager
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
 from shared.config import AgentConfig
@@ -25,12 +26,14 @@ _DIGEST_LENGTH = len("sha256:") + 8
 async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) -> None:
     """Run the agent until SIGINT or SIGTERM, then drain it and return.
 
-    A second signal ends the process at once, as that signal does.  Raises what entering an agent raises.
+    A second signal ends the process at once, as that signal does.  A service manager is told when requests
+    are served, that the event loop turns, and of the end.  Raises what entering an agent raises.
     """
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None
     received: list[signal.Signals] = []
+    manager = ServiceManager()
 
     def stop(number: signal.Signals) -> None:
         received.append(number)
@@ -38,6 +41,7 @@ async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) 
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
         log.info("stopping on %s; requests in flight have %g s to end", number.name, config.drain_s)
+        manager.stopping()
         this.cancel()
 
     for number in _ENDING:
@@ -50,6 +54,8 @@ async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) 
             async with agent:
                 progress.stop()
                 _announce(agent)
+                manager.ready(f"{', '.join(agent.models)}; cloud {agent.link_state}")
+                await manager.keep_alive()
                 await loop.create_future()  # until the signal cancels this task
     except asyncio.CancelledError:
         if not received:

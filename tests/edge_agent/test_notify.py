@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_agent.notify import ServiceManager
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,3 +87,34 @@ def test_a_manager_that_is_gone_stops_nothing(tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     ServiceManager({}).ready("2 networks")
     assert not caplog.text
+
+
+@pytest.mark.slow
+def test_the_agent_tells_its_manager_that_it_serves_lives_and_stops(
+    manager: tuple[socket.socket, dict[str, str]], tmp_path: Path
+) -> None:
+    heard, environment = manager
+    heard.settimeout(90)
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        f"socket: ipc://{tmp_path}/agent.sock\ncache_dir: {tmp_path}/cache\nthreads: 1\nprofile_repeats: 3\n"
+        "cloud: {gateway: 'tcp://127.0.0.1:9'}\n"
+        "models: [{name: photos, factory: 'tests.edge_agent.edge_networks:photos'}]\n"
+    )
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "edge_agent.cli", "--config", str(config)],
+        cwd=ROOT,
+        env={**os.environ, **environment, "WATCHDOG_USEC": "300000"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert heard.recv(999) == b"READY=1\nSTATUS=photos; cloud offline"
+        assert [heard.recv(99) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        agent.send_signal(signal.SIGTERM)
+        words = iter(lambda: heard.recv(99), b"STOPPING=1")
+        assert set(words) <= {b"WATCHDOG=1"}
+        agent.communicate(timeout=60)
+        assert agent.returncode == 0
+    finally:
+        agent.kill()
+        agent.communicate()
