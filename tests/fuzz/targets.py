@@ -120,6 +120,61 @@ def payload(data: bytes) -> None:
         assert decoded.untyped_storage().nbytes() <= max(2 * spec.nbytes, 64)
 
 
+def transform(data: bytes) -> None:
+    """Segments of a map of 2 x 8 x 8 in one payload, by tables made here."""
+    from shared.codec.transform import decode, unpack
+
+    spec = TensorSpec("t", DType.FLOAT32, (1, 2, 8, 8), (0, 1, 2, 3))
+    try:
+        decoded = decode(unpack(data), _transform_tables(), spec)
+    except CodecError:
+        return
+    assert tuple(decoded.tensor.shape) == spec.shape
+    assert 1 <= decoded.segments <= decoded.of
+
+
+def tables(data: bytes) -> None:
+    """Bytes of tables as they are, and as places and values that damage good ones."""
+    from shared.codec.transform import tables_from_bytes, tables_to_bytes
+
+    damaged = bytearray(_transform_seeds("tables")[0])
+    for place, value in zip(data[1::2], data[2::2], strict=False):
+        damaged[(place * 256 + data[0]) * 7 % len(damaged)] = value
+    for content in (data, bytes(damaged)):
+        try:
+            found = tables_from_bytes(content)
+        except CodecError:
+            continue
+        assert tables_from_bytes(tables_to_bytes(found)).digest == found.digest
+
+
+@functools.cache
+def _transform_tables() -> Any:
+    import torch
+
+    from shared.codec.transform import Geometry, fit
+
+    samples = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(3)
+    return fit(samples, geometry=Geometry((2, 8, 8), 0, (8, 8)))
+
+
+def _transform_seeds(kind: str) -> list[bytes]:
+    import torch
+
+    from shared.codec.transform import encode, pack, tables_to_bytes
+
+    if kind == "tables":
+        return [tables_to_bytes(_transform_tables())]
+    tensor = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(3)
+    coded = [
+        encode(scale * tensor, _transform_tables(), step, segments)
+        for scale in (1.0, 20.0)
+        for step in (0, 12, 24)
+        for segments in (1, 4)
+    ]
+    return [pack(segments) for segments in coded if segments is not None]
+
+
 def bundle(data: bytes) -> None:
     """The loader: bytes that begin with a brace are a graph.json, others choose damages to a good bundle."""
     from shared.graph import read_bundle
@@ -234,6 +289,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "header": header,
     "message": message,
     "payload": payload,
+    "transform": transform,
+    "tables": tables,
     "bundle": bundle,
     "config": config,
 }
@@ -242,6 +299,8 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "header": lambda: [frames_of(vector)[0][:FRAME0_BYTES] for vector in _vectors("message")],
     "message": lambda: _vectors("message"),
     "payload": lambda: _vectors("payload"),
+    "transform": lambda: _transform_seeds("transform"),
+    "tables": lambda: [*_transform_seeds("tables"), b"", *(bytes([n, 1, 2, 3, n]) for n in range(9))],
     "bundle": lambda: [_good_bundle()["graph.json"], *(bytes([first, 9, 4]) for first in range(0, 256, 16))],
     "config": _configs,
 }

@@ -14,7 +14,8 @@ from tests.fuzz.targets import SEEDS, TARGETS
 
 pytest.importorskip("atheris", reason="atheris is made for Linux only")
 
-RUNS = {"header": 20_000, "message": 10_000, "payload": 5_000, "bundle": 1_000, "config": 1_500}
+RUNS = {"header": 20_000, "message": 10_000, "payload": 5_000, "transform": 600, "tables": 400,
+        "bundle": 1_000, "config": 1_500}  # fmt: skip
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from shared.codec.transform.fit import fit, is_fitted
 from shared.codec.transform.geometry import Geometry, geometries
 from shared.codec.transform.payload import SEGMENTS, Decoded, decode, encode, is_coded_by, pack, unpack
+from shared.codec.transform.sensitivity import output_gradients
 from shared.codec.transform.tables import (
     LEVELS_PER_OCTAVE,
     STEPS,
@@ -47,6 +48,7 @@ __all__ = [
     "geometries",
     "is_coded_by",
     "is_fitted",
+    "output_gradients",
     "pack",
     "tables_from_bytes",
     "tables_to_bytes",

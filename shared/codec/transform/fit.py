@@ -40,11 +40,15 @@ FINEST_BITS = 4.5
 _MAX_BASIS_FEATURES = 512
 _MAX_GROUPED_FEATURES = 160
 _BANDS = (1, 3, 6)
+_ENOUGH = 4
+_NEARLY = 1.01
+_RESOLUTION = 2.0**-20
 _ISOTROPIC = 0.1
 _SHARED_METRIC = 0.2
 _SHARED_COVARIANCE = 0.02
 _FREQUENCY_POWER = 0.8
 _MOST_WEIGHT = 8.0
+_PRIOR_PLACES = 4.0
 _PRIOR_SYMBOLS = 30.0
 _PRIOR_OFFSETS = 20.0
 _MOST_SYMBOLS = 2**22
@@ -89,12 +93,13 @@ def fit(
     candidates = [geometry] if geometry is not None else list(geometries(shape[1:]))
     if len(candidates) > 1:
         candidates = [_cheapest(values, gradients, candidates)]
-    return _tables(_basis(values, gradients, candidates[0]), dtype)
+    return _tables(_learned(values, gradients, candidates[0]), dtype)
 
 
 class _Fitted(NamedTuple):
     """``coefficients`` are of the samples, frequencies x features x places, ``scale`` times the true ones
-    where an error weighs more; places of one sample are neighbours."""
+    where an error weighs more; places of one sample are neighbours.  ``least`` is the smallest difference
+    of a coefficient that float32 tells from rounding."""
 
     geometry: Geometry
     mean: torch.Tensor
@@ -103,12 +108,14 @@ class _Fitted(NamedTuple):
     inverse: torch.Tensor
     scale: torch.Tensor
     coefficients: torch.Tensor
+    least: float
 
 
 def _cheapest(
     values: torch.Tensor, gradients: torch.Tensor | None, candidates: Sequence[Geometry]
 ) -> Geometry:
-    """The one that takes the fewest bits in the half of the samples that it was not fitted to."""
+    """The one that takes the fewest bits in the half of the samples that it was not fitted to, and of those
+    that take nearly as few the one with the smallest tables."""
     half = len(values) // 2
     step: float | None = None
     costs = []
@@ -117,7 +124,20 @@ def _cheapest(
         if step is None:
             step = 2 ** ((_finest(learned) + STEPS // 2) / LEVELS_PER_OCTAVE)
         costs.append(_cost(learned, _coefficients(learned, values[half:]), step))
-    return candidates[costs.index(min(costs))]
+    near = [each for each, cost in zip(candidates, costs, strict=True) if cost <= _NEARLY * min(costs)]
+    return min(near, key=lambda each: each.frequencies * each.features)
+
+
+def _learned(values: torch.Tensor, gradients: torch.Tensor | None, geometry: Geometry) -> _Fitted:
+    fitted = _basis(values, gradients, geometry)
+    frequencies, features, places = fitted.coefficients.shape
+    if len(fitted.forward) and frequencies * places < _ENOUGH * features:
+        # So few samples look much more alike in their own basis than any other will: scales are then
+        # learned from those that the basis was not fitted to.
+        half = len(values) // 2
+        fitted = _basis(values[:half], gradients, geometry)
+        fitted = fitted._replace(coefficients=_coefficients(fitted, values[half:]))
+    return fitted
 
 
 def _basis(values: torch.Tensor, gradients: torch.Tensor | None, geometry: Geometry) -> _Fitted:
@@ -128,7 +148,7 @@ def _basis(values: torch.Tensor, gradients: torch.Tensor | None, geometry: Geome
     coefficients[0] -= mean[:, None] * math.sqrt(frequencies)
     slopes = None if gradients is None else geometry.forward(gradients)
     if features > _MAX_BASIS_FEATURES:
-        return _without_basis(geometry, mean, coefficients, slopes)
+        return _without_basis(geometry, mean, coefficients, slopes, float(values.abs().max()))
     groups = _groups(geometry, coefficients.shape[2])
     ends = (*groups[1:], frequencies)
     whole = _second_moment(coefficients)
@@ -148,11 +168,17 @@ def _basis(values: torch.Tensor, gradients: torch.Tensor | None, geometry: Geome
         if slope is not None:
             scale[start:end] = _emphasis((inverse[-1].t() @ slope).square().mean(2))
     coefficients *= scale[:, :, None]
-    return _Fitted(geometry, mean, groups, torch.stack(forward), torch.stack(inverse), scale, coefficients)
+    turned = torch.stack(forward)
+    least = _RESOLUTION * float(values.abs().max() * turned.norm(dim=2).mean() * scale.mean())
+    return _Fitted(geometry, mean, groups, turned, torch.stack(inverse), scale, coefficients, least)
 
 
 def _without_basis(
-    geometry: Geometry, mean: torch.Tensor, coefficients: torch.Tensor, slopes: torch.Tensor | None
+    geometry: Geometry,
+    mean: torch.Tensor,
+    coefficients: torch.Tensor,
+    slopes: torch.Tensor | None,
+    largest: float,
 ) -> _Fitted:
     """So many features that a matrix of them would be larger and less certain than it is worth."""
     none = torch.empty(0, geometry.features, geometry.features)
@@ -161,7 +187,8 @@ def _without_basis(
         power = slopes.square().mean(2)
         scale = _emphasis(power) * power.mean().clamp_min(_TINY).sqrt()
     coefficients *= scale[:, :, None]
-    return _Fitted(geometry, mean, (0,), none, none, scale, coefficients)
+    least = _RESOLUTION * largest * float(scale.mean())
+    return _Fitted(geometry, mean, (0,), none, none, scale, coefficients, least)
 
 
 def _groups(geometry: Geometry, places: int) -> tuple[int, ...]:
@@ -174,7 +201,7 @@ def _groups(geometry: Geometry, places: int) -> tuple[int, ...]:
         start = sum(each < band for each in bands)
         if (
             start < len(bands)
-            and (start - groups[-1]) * places >= 4 * geometry.features
+            and (start - groups[-1]) * places >= _ENOUGH * geometry.features
             and start > groups[-1]
         ):
             groups.append(start)
@@ -223,6 +250,8 @@ def _emphasis(power: torch.Tensor) -> torch.Tensor:
 def _halves(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the places; neighbours, who may be much alike, mostly stay together."""
     half = coefficients.shape[2] // 2
+    if not half:
+        return coefficients, coefficients
     return coefficients[:, :, :half], coefficients[:, :, half:]
 
 
@@ -242,7 +271,8 @@ def _finest(fitted: _Fitted) -> int:
     def fewer(exponent: int) -> float:
         return -float(_bits(magnitude, 2 ** (exponent / LEVELS_PER_OCTAVE)).mean())
 
-    exponents = range(-_MOST_EXPONENT, _MOST_EXPONENT)
+    least = math.ceil(LEVELS_PER_OCTAVE * math.log2(max(fitted.least, _TINY)))
+    exponents = range(max(least, -_MOST_EXPONENT), _MOST_EXPONENT)
     return exponents[min(bisect.bisect_left(exponents, -FINEST_BITS, key=fewer), len(exponents) - 1)]
 
 
@@ -292,7 +322,11 @@ def _tables(fitted: _Fitted, dtype: DType) -> TransformTables:
 
 
 def _levels(coefficients: torch.Tensor) -> npt.NDArray[np.int16]:
-    octaves = torch.log2(_magnitude(coefficients).clamp_min(_TINY)).numpy()
+    magnitude, places = _magnitude(coefficients), coefficients.shape[2]
+    # What few places say is taken together with what the frequency and the feature are otherwise like.
+    usual = magnitude.mean(1, keepdim=True) * magnitude.mean(0) / magnitude.mean().clamp_min(_TINY)
+    magnitude = (places * magnitude + _PRIOR_PLACES * usual) / (places + _PRIOR_PLACES)
+    octaves = torch.log2(magnitude.clamp_min(_TINY)).numpy()
     levels = np.rint(octaves * LEVELS_PER_OCTAVE) + ZERO_LEVEL
     clipped: npt.NDArray[np.int16] = np.clip(levels, -_MOST_EXPONENT, _MOST_EXPONENT).astype(np.int16)
     return clipped
