@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import torch
+
 from edge_agent.catching_up import CatchingUp
 from edge_agent.controller import Controller
 from edge_agent.counters import ModelCounters
@@ -39,7 +41,14 @@ from edge_agent.status import agent_status
 from edge_agent.widening import Widening
 from shared.codec import Codec
 from shared.config import AgentConfig, ModelConfig, load_config
-from shared.errors import ConfigError, InternalError, PlanError, SutureError, UnknownModelError
+from shared.errors import (
+    ConfigError,
+    InternalError,
+    PlanError,
+    StartupError,
+    SutureError,
+    UnknownModelError,
+)
 from shared.graph import Cut, Graph
 from shared.models import Model
 from shared.plan.explain import Explanation
@@ -286,7 +295,13 @@ class EdgeAgent:
     async def _load(self, config: ModelConfig) -> None:
         name, constraints = config.name, self._constraints[config.name]
         self._counters[name] = ModelCounters()
-        registered = await register(self.runner, config, self.config, self._progress)
+        try:
+            registered = await register(self.runner, config, self.config, self._progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise StartupError(
+                f"model {name}: {self.config.device} has no memory for it; free some, list fewer models, or "
+                f"compute on the CPU (device: cpu): {error!r}"
+            ) from error
         self.models[name] = registered.model
         self._pipeline.models[name] = Served(name, registered.graph, config.deadline_ms)
         try:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from edge_agent import attach, keys_command
-from shared.errors import ConfigError, StartupError, SutureError, UnknownModelError
+from shared.errors import BundleError, CaptureError, ConfigError, StartupError, SutureError, UnknownModelError
 
 __all__ = ["app", "main"]
 
@@ -245,7 +245,7 @@ def main() -> None:
         app()
     except SutureError as error:
         print(f"edge-agent: {error}", file=sys.stderr)
-        if isinstance(error, ConfigError | UnknownModelError):
+        if isinstance(error, ConfigError | UnknownModelError | BundleError | CaptureError):
             sys.exit(_USAGE)
         sys.exit(_STARTUP if isinstance(error, StartupError) else _FAILURE)
     except ModuleNotFoundError as error:

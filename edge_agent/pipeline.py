@@ -46,6 +46,10 @@ __all__ = ["Pipeline"]
 
 log = logging.getLogger("suture.agent")
 
+_FAILURES = (RuntimeError, IndexError, MemoryError, SutureError)
+"""What computing a request may raise without being a defect of the agent: the network's own errors on these
+values, memory that ran out, and a worker thread that died."""
+
 
 class Spawn(Protocol):
     """Runs a coroutine as a task of the agent; what it raises ends the agent."""
@@ -221,7 +225,7 @@ class Pipeline:
             )
         except Stopped:
             return
-        except (RuntimeError, IndexError, SutureError) as error:
+        except _FAILURES as error:
             self._perform(self.table.prefix_failed(request.request_id, _as_suture_error(request, error)))
             return
         self._perform(
@@ -250,7 +254,7 @@ class Pipeline:
             )
         except Stopped:
             return
-        except (RuntimeError, IndexError) as error:
+        except _FAILURES as error:
             self._perform(self.table.local_failed(request.request_id, _as_suture_error(request, error)))
             return
         self._perform(self.table.local_done(request.request_id))
@@ -271,6 +275,10 @@ class Pipeline:
         except CodecError as error:
             log.warning("an answer for %s does not decode: %s", request.served.name, error)
             self.controller.on_refused(request.served.name, 0.0, self.now_ms())
+            self._perform(self.table.decode_failed(request.request_id))
+            return
+        except (InternalError, MemoryError) as error:
+            log.error("an answer for %s could not be decoded: %s", request.served.name, error)
             self._perform(self.table.decode_failed(request.request_id))
             return
         self._perform(self.table.decode_done(request.request_id))
@@ -323,5 +331,5 @@ def _as_suture_error(request: Request, error: Exception) -> SutureError:
     if isinstance(error, IndexError):
         # Shapes and dtypes were right, so it is the values: a token that the vocabulary does not have.
         return InputMismatchError(f"{request.served.name} cannot run on these values: {error}")
-    log.error("torch could not compute %s: %s", request.served.name, error)
-    return InternalError(f"torch could not compute {request.served.name} on this device: {error}")
+    log.error("torch could not compute %s: %r", request.served.name, error)
+    return InternalError(f"torch could not compute {request.served.name} on this device: {error!r}")

@@ -89,6 +89,8 @@ def save_bundle(
         os.replace(unfinished, root / _GRAPH)
     except OSError as error:
         raise BundleError(f"cannot write {error.filename or root}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise BundleError(f"cannot write {root / _WEIGHTS}: {error}") from error
 
 
 def load_bundle(directory: str | Path) -> CapturedModel:
@@ -105,7 +107,10 @@ def read_bundle(directory: str | Path) -> Bundle:
         weights = _read_weights(root / _WEIGHTS, graph)
         digest = graph_digest(graph, weights)
         if digest != graph.digest:
-            raise BundleError(f"the digest is {digest}, not {_shown(graph.digest)} as the bundle says")
+            raise BundleError(
+                f"it is damaged: the digest is {digest}, not {_shown(graph.digest)} as the bundle says; copy "
+                "it again, or write it again with `edge-agent bundle`"
+            )
         about = _read_about(root / _ABOUT)
         example = _read_example(root / _EXAMPLE, graph)
     except BundleError as error:

@@ -11,6 +11,7 @@ anew.  Reading one runs no code from it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -73,6 +74,8 @@ def _write(path: Path, graph: Graph) -> None:
         unfinished.write_text(json.dumps(document), encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)  # on a full disk, what there is of it
         _log.warning("cannot keep the graph of %s in %s: %s", graph.name, path, error)
 
 
