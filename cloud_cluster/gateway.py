@@ -106,7 +106,7 @@ class Gateway:
             self._inboxes.append(self._doorkeeper.open(self._context))
         devices = self._device_socket = self._socket(zmq.ROUTER, Port.DEVICES)
         # No ZeroMQ heartbeat here: its answer would wait behind the frame that a slow link is carrying.
-        _bound_queues(devices, config.max_in_flight)
+        self._bound_queues(config.max_in_flight)
         replicas = self._socket(zmq.ROUTER, Port.REPLICAS)
         replicas.setsockopt(zmq.ROUTER_HANDOVER, 1)
         replicas.setsockopt(zmq.HEARTBEAT_IVL, int(config.heartbeat_ms))
@@ -211,7 +211,9 @@ class Gateway:
         for parking in self._parkings:
             parking.limit(config.max_devices, config.max_parked_bytes)
         if self._watches:
-            _bound_queues(self._device_socket, config.max_in_flight)
+            # Never lower: libzmq then waits for a count that it has passed, and the connection stands still.
+            if config.max_in_flight > self._queued_at_most:
+                self._bound_queues(config.max_in_flight)
 
     def set_gateways(self, device_endpoints: Sequence[str], load_endpoints: Sequence[str]) -> None:
         """Where the gateways of this cluster are, for the devices to know."""
@@ -249,6 +251,13 @@ class Gateway:
             gateways=self._gateways[0],
             load_endpoints=self._gateways[1],
         )
+
+    def _bound_queues(self, max_in_flight: int) -> None:
+        """Of every connection of a device; libzmq heeds it for those that there are, too."""
+        self._queued_at_most = max_in_flight
+        self._device_socket.setsockopt(zmq.RCVHWM, 2 * max_in_flight + 16)
+        # A device that does not read its answers is forgotten before many of them wait for it.
+        self._device_socket.setsockopt(zmq.SNDHWM, max_in_flight + 16)
 
     def _socket(self, kind: int, port: Port) -> zmq.Socket[Any]:
         assert self._context is not None
@@ -343,13 +352,6 @@ class Gateway:
             for delay_s in _PROBE_DELAYS_S:
                 await asyncio.sleep(delay_s)
                 self._replicas.lose_unreachable()
-
-
-def _bound_queues(devices: zmq.Socket[Any], max_in_flight: int) -> None:
-    """Of every connection; libzmq heeds it for those that there are, too."""
-    devices.setsockopt(zmq.RCVHWM, 2 * max_in_flight + 16)
-    # A device that does not read its answers is forgotten before many of them wait for it.
-    devices.setsockopt(zmq.SNDHWM, max_in_flight + 16)
 
 
 def _now_ms() -> float:

@@ -728,6 +728,9 @@ async def test_limits_change_under_sessions_and_requests_that_go_on() -> None:
         await other.hello(net="sha256:a")
         await device.infer(6)
         assert "2 requests in flight" in (await error(device)).header.message
+        # Nor does a connection stand still, however much goes over it.
+        for _ in range(100):
+            await device.settled()
 
 
 async def test_stopping_says_goodbye_to_devices_and_replicas() -> None:
