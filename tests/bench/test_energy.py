@@ -162,6 +162,7 @@ def test_a_cell_is_measured_live_with_every_policy(tmp_path: Path, monkeypatch: 
             assert energy.IDLE_W * ms * 0.99 <= mj <= (energy.BUSY_W + 2 * sending_w) * ms + 5.0
     assert rows["device_only"]["chosen"] == "device"
     device = rows["device_only"]
-    assert device["mj"] == pytest.approx(device["latency_ms"] * energy.BUSY_W, rel=0.3)
+    for ms, mj in zip(device["samples_ms"], device["samples_mj"], strict=True):
+        assert mj <= energy.BUSY_W * ms * 1.01, "nothing was sent"
     assert rows["cloud_only"]["chosen"].startswith("cloud")
     assert rows["energy_in_time"]["limit"] > 0
