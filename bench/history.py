@@ -78,7 +78,8 @@ class Verdict:
     excused: list[Request] = field(default_factory=list)
 
     def of(self, guard: bool) -> dict[str, Any]:
-        """The figures of the requests that ran with, or without, the deadline guard."""
+        """The figures of the requests that ran with, or without, the deadline guard; places are shares, and
+        ``worst_ms`` is the latest end after a deadline."""
         asked = [each for each in self.requests if each.guard is guard]
         outcomes = Counter(each.outcome for each in asked)
         errors = sum(count for outcome, count in outcomes.items() if outcome not in PLACES)
@@ -87,14 +88,14 @@ class Verdict:
         return {
             "guard": guard,
             "requests": len(asked),
-            **{f"{place}_share": outcomes[place] / max(len(asked), 1) for place in PLACES},
-            "error_share": errors / max(len(asked), 1),
+            **{place: outcomes[place] / max(len(asked), 1) for place in PLACES},
+            "error": errors / max(len(asked), 1),
             "errors": {outcome: n for outcome, n in sorted(outcomes.items()) if outcome not in PLACES},
             "missed": sum(each.missed for each in asked),
-            "device_would_have_made_it": len(avoidable),
-            "while_who_asked_was_late": len(excused),
+            "avoidable": len(avoidable),
+            "excused": len(excused),
             "overran": sum(each.overran for each in asked),
-            "worst_overrun_ms": max((each.took_ms - each.deadline_ms for each in asked), default=0.0),
+            "worst_ms": max((each.took_ms - each.deadline_ms for each in asked), default=0.0),
         }
 
 

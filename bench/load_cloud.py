@@ -58,6 +58,7 @@ async def _replica(config: CloudConfig, endpoint: str, no_op: bool) -> None:
         executor=executor,
         cache_dir=config.cache_dir,
         profile_repeats=config.profile_repeats,
+        keys=config.gateway.keys,
     )
     await tail.start()
     running = asyncio.create_task(tail.run(), name="replica")

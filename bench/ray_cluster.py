@@ -77,6 +77,11 @@ class RayCluster:
             with suppress(TimeoutError):
                 await self.head.wait(0.2)
 
+    def titles(self) -> list[tuple[int, str]]:
+        """The processes of this cluster, by what they call themselves; Ray's workers say what they run."""
+        mark = f"{_MARK}={self.environment[_MARK]}".encode()
+        return [(pid, _title(pid)) for pid in _own_processes() if mark in _environment(pid)]
+
     async def stop(self) -> None:
         """End the head and whatever carries the cluster's mark."""
         # Nothing of it is kept, so that there is nothing worth waiting for.
@@ -106,6 +111,13 @@ def _end_marked(mark: bytes) -> None:
 
 def _own_processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:  # gone by now
+        return ""
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.chaos import main
 from bench.chaos_schedule import KINDS, arrivals, schedule
 from bench.gate import FAULTS
 from bench.history import Verdict, check, read_history
+from bench.resident import growth, resident_mb
 
 DEVICE_MS = 40.0
 
@@ -48,9 +51,9 @@ def test_a_good_history_has_nothing_against_it() -> None:
     assert (verdict.unanswered, verdict.unasked, verdict.repeated) == ([], [], [])
     assert (verdict.wrong, verdict.avoidable) == ([], [])
     figures = verdict.of(guard=True)
-    assert (figures["requests"], figures["split_share"], figures["device-fallback_share"]) == (2, 0.5, 0.5)
-    assert (figures["error_share"], figures["missed"], figures["overran"]) == (0.0, 0, 0)
-    assert figures["worst_overrun_ms"] == pytest.approx(40.0)
+    assert (figures["requests"], figures["split"], figures["device-fallback"]) == (2, 0.5, 0.5)
+    assert (figures["error"], figures["missed"], figures["overran"]) == (0.0, 0, 0)
+    assert figures["worst_ms"] == pytest.approx(40.0)
     assert verdict.of(guard=False)["requests"] == 0
 
 
@@ -144,3 +147,52 @@ def test_arrivals_are_an_open_loop_of_the_given_rate() -> None:
     assert len(moments) == pytest.approx(20_000, rel=0.05)
     assert moments == sorted(moments)
     assert moments == list(arrivals(1000.0, 20.0, seed=3))
+
+
+def test_growth_is_that_after_warming_up() -> None:
+    assert growth([10.0, 90.0, 99.0, *[100.0] * 9]) == 0.0
+    assert growth(
+        [100.0] * 3 + [100.0, 100.0, 100.0, 105.0, 110.0, 115.0, 120.0, 120.0, 120.0]
+    ) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="say nothing"):
+        growth([1.0, 2.0])
+    held_mb = resident_mb(os.getpid())
+    assert held_mb is not None
+    assert held_mb > 1.0
+    assert resident_mb(2**30) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_fault_on_real_processes_costs_no_outcome_and_makes_no_answer_wrong(tmp_path: Path) -> None:
+    """Misses are not asserted: they depend on how much of the machine is left for this."""
+    report, history = tmp_path / "chaos.json", tmp_path / "history.jsonl"
+    arguments = [
+        "--quick",
+        "--seconds",
+        "16",
+        "--seed",
+        "7",
+        "--json",
+        str(report),
+        "--history",
+        str(history),
+    ]
+    assert main(arguments) == 0
+    document = json.loads(report.read_text())
+    measured = {target["name"]: target["value"] for target in document["targets"]}
+    assert measured["requests without exactly one outcome"] == 0
+    assert measured["wrong answers"] == 0
+    assert sorted(fault["fault"] for fault in document["config"]["faults"]) == sorted(KINDS)
+    (row,) = document["rows"]
+    assert row["split"] + row["cloud"] > 0
+    assert row["device"] + row["device-fallback"] > 0
+    counters = document["config"]["counters"]
+    ended = sum(
+        counters[kind] for kind in ("completed_by_cloud", "completed_by_device", "failed", "cancelled")
+    )
+    assert counters["submitted"] == ended
+    events = read_history(history)
+    faults = [event for event in events if event["event"] == "fault"]
+    assert len(faults) == len(KINDS)
+    assert len([event for event in events if event["event"] == "issued"]) == row["requests"]
