@@ -39,8 +39,9 @@ class Feed:
         Who subscribes from now on gets it at once; a report is one frame.
         """
         (frame,) = frames
-        self._socket.setsockopt(zmq.XPUB_WELCOME_MSG, frame)
+        # In this order: who subscribes during the sending gets the one before as its welcome, not this twice.
         try_send(self._socket, frames)
+        self._socket.setsockopt(zmq.XPUB_WELCOME_MSG, frame)
         self.inbox.nudge()
 
     def revoke(self, key: str) -> None:

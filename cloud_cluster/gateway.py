@@ -210,10 +210,9 @@ class Gateway:
         self._meter.period_ms = config.load_period_ms
         for parking in self._parkings:
             parking.limit(config.max_devices, config.max_parked_bytes)
-        if self._watches:
-            # Never lower: libzmq then waits for a count that it has passed, and the connection stands still.
-            if config.max_in_flight > self._queued_at_most:
-                self._bound_queues(config.max_in_flight)
+        # Never lower: libzmq then waits for a count that it has passed, and the connection stands still.
+        if self._watches and config.max_in_flight > self._queued_at_most:
+            self._bound_queues(config.max_in_flight)
 
     def set_gateways(self, device_endpoints: Sequence[str], load_endpoints: Sequence[str]) -> None:
         """Where the gateways of this cluster are, for the devices to know."""

@@ -24,6 +24,10 @@ Handler = Callable[[list[zmq.Frame]], None]
 _MESSAGES_PER_TURN = 32
 _BIND_RETRY_S = 0.1
 
+# Plain numbers: pyzmq's enums cost more than the calls that they are for.
+_NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+
 
 class Inbox:
     """Calls ``handler`` with the frames of every message that arrives, in order, until closed.
@@ -43,12 +47,12 @@ class Inbox:
         self.nudge()
 
     def nudge(self) -> None:
-        """Look again soon.
+        """Look again soon if there is something.
 
         To be called after every send: the descriptor only signals an edge, and a send may have taken
         the edge that told of a message.
         """
-        if not self._closed and self._soon is None:
+        if not self._closed and self._soon is None and _is_readable(self._socket):
             self._soon = self._loop.call_soon(self._drain)
 
     async def failed(self) -> None:
@@ -70,8 +74,11 @@ class Inbox:
             return
         try:
             for _ in range(_MESSAGES_PER_TURN):
+                # Asked for first: that there is nothing is the usual end, and an exception costs more.
+                if not _is_readable(self._socket):
+                    return
                 try:
-                    frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                    frames = receive_now(self._socket)
                 except zmq.Again:
                     return
                 self._handler(frames)
@@ -84,13 +91,27 @@ class Inbox:
         self.nudge()
 
 
+def _is_readable(socket: zmq.Socket[Any]) -> bool:
+    return bool(int(socket.get(_EVENTS)) & _READABLE)
+
+
+def receive_now(socket: zmq.Socket[Any]) -> list[zmq.Frame]:
+    """The frames of one message, not copied.  Raises zmq.Again when there is none."""
+    frames = [socket.recv(_NOW, copy=False)]
+    while frames[-1].more:
+        frames.append(socket.recv(_NOW, copy=False))
+    return frames
+
+
 def try_send(socket: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
     """Send now or not at all: False when the peer is gone or does not read.
 
     Large frames are sent without a copy and must not be changed afterwards.
     """
     try:
-        socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+        for frame in frames[:-1]:
+            socket.send(frame, _NOW_AND_MORE, copy=False)
+        socket.send(frames[-1], _NOW, copy=False)
     except zmq.Again:
         return False
     except zmq.ZMQError as error:

@@ -15,6 +15,10 @@ Handler = Callable[[list[memoryview]], None]
 # A socket that always has something to read must not starve the rest of the loop.
 _MESSAGES_PER_TURN = 32
 
+# Plain numbers: pyzmq's enums cost more than the calls that they are for.
+_NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+
 
 class Inbox:
     """Hands every message of a socket to ``handler``, in order, from the loop's own readiness event.
@@ -35,11 +39,11 @@ class Inbox:
         self.look_again()
 
     def look_again(self) -> None:
-        """Read on the loop's next turn.
+        """Read on the loop's next turn if there is something.
 
         Needed after every send: the descriptor signals an edge only, and sending may have consumed it.
         """
-        if self._again is None and not self._closed:
+        if self._again is None and not self._closed and _is_readable(self._socket):
             self._again = self._loop.call_soon(self._read)
 
     def close(self) -> None:
@@ -57,10 +61,13 @@ class Inbox:
         self._again = None
         try:
             for _ in range(_MESSAGES_PER_TURN):
-                if self._closed:
+                # Asked for first: that there is nothing is the usual end, and an exception costs more.
+                if self._closed or not _is_readable(self._socket):
                     return
                 try:
-                    frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                    frames = [self._socket.recv(_NOW, copy=False)]
+                    while frames[-1].more:
+                        frames.append(self._socket.recv(_NOW, copy=False))
                 except zmq.Again:
                     return
                 self._handler([frame.buffer for frame in frames])
@@ -71,13 +78,19 @@ class Inbox:
         self.look_again()
 
 
+def _is_readable(socket: zmq.Socket[Any]) -> bool:
+    return bool(int(socket.get(_EVENTS)) & _READABLE)
+
+
 def send_now(socket: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
     """Send at once, or not at all and return False: nobody is connected, or too much is queued.
 
     Large frames are not copied and must not change afterwards.
     """
     try:
-        socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+        for frame in frames[:-1]:
+            socket.send(frame, _NOW_AND_MORE, copy=False)
+        socket.send(frames[-1], _NOW, copy=False)
     except zmq.Again:
         return False
     except zmq.ZMQError as error:

@@ -138,6 +138,7 @@ async def test_it_says_hello_takes_the_card_and_measures_the_round_trip() -> Non
 
 async def test_work_is_announced_carries_its_budget_and_brings_answer_and_span() -> None:
     listener = Listener()
+    listener.bps = 64_000.0
     async with FakeGateway().serving() as gateway, linked(gateway.endpoint, listener) as link:
 
         def answer(message: Message) -> None:
@@ -164,6 +165,19 @@ async def test_work_is_announced_carries_its_budget_and_brings_answer_and_span()
         (message,) = listener.answers
         assert (message.request_id, bytes(message.payloads[0])) == (7, b"abcdefgh")
         assert listener.spans == [(8, 4.0)]
+
+
+async def test_a_small_payload_on_a_fast_link_is_not_announced() -> None:
+    listener = Listener()
+    async with FakeGateway().serving() as gateway, linked(gateway.endpoint, listener) as link:
+        await eventually(lambda: link.online)
+        listener.bps = 64_000.0  # 8 bytes take a millisecond
+        assert send(link, 1)
+        listener.bps = 65_000.0
+        assert send(link, 2)
+        await eventually(lambda: len(gateway.of(MessageType.INFER)) == 2)
+        assert [announce.request_id for announce in gateway.of(MessageType.ANNOUNCE)] == [1]
+        assert link.unconfirmed_bytes == 16
 
 
 async def test_an_error_for_a_request_is_told_and_the_session_goes_on() -> None:
