@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "network": _QUICK_NETWORK if bench.quick else _NETWORK,
         "devices": [1, _MANY] if bench.quick else [1, 4, _MANY, 64, 256],
         "loads": _QUICK_LOADS if bench.quick else _LOADS,
-        "seconds": 0.5 if bench.quick else 5.0,
+        "seconds": 0.5 if bench.quick else 4.0,
         "replica_core": cores[0],
         "other_core": cores[-1],
         "baselines": not bench.options.without_serve,

@@ -36,13 +36,13 @@ _DEVICE_STRETCH = (80.0,) * 3 + (110.0,) * 4 + (150.0,) * 3
 
 _DEADLINE_MS = 4000.0
 _TARGET_QUEUE_MS = 200.0
-_BASE, _STEP = 0.4, 4.0
+_BASE, _STEP = 0.3, 4.0
 """Requests of the first phase as a share of what one replica can do, and how many times more then come."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("scale", argv, description=(__doc__ or "").partition("\n")[0])
-    phases_s = (6.0, 24.0, 6.0) if bench.quick else (25.0, 60.0, 40.0)
+    phases_s = (6.0, 24.0, 6.0) if bench.quick else (20.0, 45.0, 30.0)
     bench.config = {
         "network": _NETWORK,
         "device_stretch": _DEVICE_STRETCH,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "max_replicas": 6,
             "target_queue_ms": _TARGET_QUEUE_MS,
             "upscale_delay_s": 1.0,
-            "downscale_delay_s": 4.0 if bench.quick else 10.0,
+            "downscale_delay_s": 4.0 if bench.quick else 8.0,
         },
     }
     run(_run(bench))
