@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "budgets_of_whole": _BUDGETS,
         "burst": _BURST,
         "in_time": _IN_TIME,
-        "requests": 400 if bench.quick else 3000,
+        "requests": 400 if bench.quick else 2000,
         "recorded_ms": RECORDED,
         "recorded_network": _RECORDED_NETWORK,
     }
@@ -112,7 +112,7 @@ def _measured(bench: Bench, network: LiveNetwork, hop_ms: float) -> None:
 
 
 def _live(bench: Bench, network: LiveNetwork) -> None:
-    rounds, seconds = (2, 0.5) if bench.quick else (7, 2.0)
+    rounds, seconds = (2, 0.5) if bench.quick else (7, 1.0)
     whole_s = network.curves.ms(0, network.curves.units, 1) / 1e3
     count = max(round(seconds / whole_s), 16)
     with bench.console.status(f"{network.name}: real torch ..."):
