@@ -25,7 +25,17 @@ from __future__ import annotations
 
 from shared.codec.transform.fit import fit, is_fitted
 from shared.codec.transform.geometry import Geometry, geometries
-from shared.codec.transform.payload import SEGMENTS, Decoded, decode, encode, is_coded_by, pack, unpack
+from shared.codec.transform.payload import (
+    SEGMENTS,
+    Decoded,
+    decode,
+    encode,
+    ideal_bits,
+    is_coded_by,
+    pack,
+    quantise,
+    unpack,
+)
 from shared.codec.transform.sensitivity import output_gradients
 from shared.codec.transform.tables import (
     LEVELS_PER_OCTAVE,
@@ -46,10 +56,12 @@ __all__ = [
     "encode",
     "fit",
     "geometries",
+    "ideal_bits",
     "is_coded_by",
     "is_fitted",
     "output_gradients",
     "pack",
+    "quantise",
     "tables_from_bytes",
     "tables_to_bytes",
     "unpack",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import struct
 import weakref
 from collections.abc import Sequence
@@ -27,12 +28,22 @@ import torch
 
 from shared.codec.transform.coder import MAX_MAGNITUDE, Run, read_runs, write_runs
 from shared.codec.transform.models import ClassModel, class_models
-from shared.codec.transform.tables import LEVELS_PER_OCTAVE, PARTS, STEPS, TransformTables
+from shared.codec.transform.tables import LARGEST, LEVELS_PER_OCTAVE, PARTS, STEPS, TOTAL, TransformTables
 from shared.errors import CodecError
 from shared.tensor import DType, TensorSpec
 from shared.wire.frame import Buffer
 
-__all__ = ["SEGMENTS", "Decoded", "decode", "encode", "is_coded_by", "pack", "unpack"]
+__all__ = [
+    "SEGMENTS",
+    "Decoded",
+    "decode",
+    "encode",
+    "ideal_bits",
+    "is_coded_by",
+    "pack",
+    "quantise",
+    "unpack",
+]
 
 SEGMENTS = (1, 2, PARTS)
 """Into how many segments a tensor may be split."""
@@ -80,24 +91,52 @@ def encode(tensor: torch.Tensor, tables: TransformTables, step: int, segments: i
     Raises ValueError for a step or a number of segments that there is not, and CodecError for a tensor that
     the tables are not of.
     """
-    if not 0 <= step < STEPS or segments not in SEGMENTS:
-        raise ValueError(f"no step {step} in {segments} segments; there are {STEPS} in one of {SEGMENTS}")
-    dtype = DType.from_label(str(tensor.dtype))
-    spec = TensorSpec("tensor", dtype, tuple(tensor.shape), tuple(range(tensor.dim())))
-    _require(tables, spec)
-    prepared = _prepared(tables)
-    scaled = _transform(tensor.detach().cpu(), tables, prepared, step)
-    low, high = (float(end) for end in torch.aminmax(scaled))
-    # A comparison with NaN is false.
-    if not (low >= -MAX_MAGNITUDE and high <= MAX_MAGNITUDE):
+    if segments not in SEGMENTS:
+        raise ValueError(f"no {segments} segments; there may be {SEGMENTS}")
+    symbols = quantise(tensor, tables, step)
+    if symbols is None:
         return None
-    symbols = scaled.round_().to(torch.int32).numpy()
+    prepared = _prepared(tables)
     coded = []
     for index, (start, end) in enumerate(_parts(tables, step, segments)):
         runs = prepared.runs(step, start, end, symbols.shape[1])
         words = write_runs(symbols[start:end].reshape(-1), runs)
         coded.append(_HEAD.pack(_FORMAT, step, index, segments) + words.astype(_WORD, copy=False).tobytes())
-    return coded if sum(map(len, coded)) < spec.nbytes else None
+    return coded if sum(map(len, coded)) < tensor.numel() * tensor.element_size() else None
+
+
+def quantise(tensor: torch.Tensor, tables: TransformTables, step: int) -> npt.NDArray[np.int32] | None:
+    """The coefficients in whole steps, pairs of frequency and feature in the order of worth x places.
+
+    None where one is not finite or too large to be coded.  Raises as :func:`encode` does.
+    """
+    if not 0 <= step < STEPS:
+        raise ValueError(f"no step {step}; there are {STEPS}")
+    dtype = DType.from_label(str(tensor.dtype))
+    _require(tables, TensorSpec("tensor", dtype, tuple(tensor.shape), tuple(range(tensor.dim()))))
+    scaled = _transform(tensor.detach().cpu(), tables, _prepared(tables), step)
+    low, high = (float(end) for end in torch.aminmax(scaled))
+    # A comparison with NaN is false.
+    if not (low >= -MAX_MAGNITUDE and high <= MAX_MAGNITUDE):
+        return None
+    symbols: npt.NDArray[np.int32] = scaled.round_().to(torch.int32).numpy()
+    return symbols
+
+
+def ideal_bits(tensor: torch.Tensor, tables: TransformTables, step: int) -> float:
+    """The cross-entropy of the tensor's symbols under the tables' probabilities: what a perfect coder of
+    independent symbols would take.
+
+    Magnitudes without a probability of their own count as 24 bits more, signs and low bits as they are.
+    """
+    symbols = quantise(tensor, tables, step)
+    if symbols is None:
+        return math.inf
+    classes = tables.classes(step)[:, None]
+    magnitudes = np.abs(symbols)
+    high = np.minimum(magnitudes >> tables.shift[classes], LARGEST + 1)
+    bits = -np.log2(tables.probability / TOTAL)[classes, high] + tables.shift[classes]
+    return float(bits.sum() + np.count_nonzero(magnitudes) + 24 * np.count_nonzero(high > LARGEST))
 
 
 def decode(segments: Sequence[Buffer], tables: TransformTables, spec: TensorSpec) -> Decoded:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.codec.transform import SEGMENTS, STEPS, decode, encode, fit, is_coded_by, pack, unpack
+from shared.codec.transform import SEGMENTS, STEPS, decode, encode, fit, ideal_bits, is_coded_by, pack, unpack
 from shared.errors import CodecError
 from shared.tensor import DType, TensorSpec
 from tests.shared.codec.transform.samples import maps, spec_of, tables_of_maps
@@ -145,7 +145,7 @@ def test_only_tensors_of_the_tables_are_coded() -> None:
     with pytest.raises(CodecError, match="at most"):
         decode(sent(tensor, 3), tables, enormous)
     for step, segments in ((-1, 1), (STEPS, 1), (0, 3)):
-        with pytest.raises(ValueError, match="no step"):
+        with pytest.raises(ValueError, match=r"no (step -1|step 28|3 segments);"):
             encode(tensor, tables, step, segments)
 
 
@@ -212,3 +212,12 @@ def test_what_is_zero_takes_next_to_nothing() -> None:
     flat = torch.from_numpy(np.array(tables.mean)).view(1, -1, 1, 1).expand(1, 8, 14, 14)
     assert len(sent(flat, 12)[0]) < 60
     assert error(decode(sent(flat, 12), tables, spec_of(maps(1))).tensor, maps(1)) > 0
+
+
+def test_the_coder_takes_little_more_than_the_probabilities_do() -> None:
+    tables, batch = tables_of_maps(), maps(40, seed=12)
+    for step in (0, 8, 16):
+        took = 8 * len(sent(batch, step)[0])
+        ideal = ideal_bits(batch, tables, step)
+        # How many are not zero is told apart, and may say more than the probability of each.
+        assert 0.98 * ideal < took < 1.02 * ideal + 256
