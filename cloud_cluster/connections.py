@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket as sockets
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ __all__ = ["Connection", "Eviction"]
 _FAREWELL_S = 0.1
 # tcpi_bytes_received in struct tcp_info of linux/tcp.h, since Linux 4.1.
 _RECEIVED_AT = 128
+# struct linger of socket.h: closing throws away what was not sent, and resets.
+_LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,19 @@ class Connection:
                 return int.from_bytes(info[_RECEIVED_AT:], sys.byteorder)
         return None
 
-    def cut(self) -> None:
+    def cut(self, reset: bool = False) -> None:
         """Shut it down, so that ZeroMQ finds it closed by the peer; nothing if it is gone already.
+
+        What was sent still arrives, unless it is ``reset``: then the peer hears of the end even where its
+        own bytes fill the window, behind which it would wait for a minute otherwise.
 
         A descriptor is reused as soon as it is closed: by its peer's address and port it is known whether
         it still is this connection.
         """
         with contextlib.suppress(OSError), _duplicate(self.fd) as connection:
             if connection.getpeername() == self.peer:
+                if reset:
+                    connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _LINGER_NOT)
                 connection.shutdown(sockets.SHUT_RDWR)
 
 

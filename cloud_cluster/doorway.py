@@ -89,7 +89,7 @@ class Doorway:
                 connection = self._connections.pop(fd)
                 self.closed += 1
                 log.warning("closing a connection of %s from %s: %s", self._purpose, connection.peer, why)
-                connection.cut()
+                connection.cut(reset=True)
 
     def _arrived(self, fd: int) -> int | None:
         arrived = self._connections[fd].arrived_bytes()

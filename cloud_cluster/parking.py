@@ -42,7 +42,7 @@ class _Connection:
 class Parking:
     """A peer that has greeted may have one message of ``max_message_bytes`` under way; another one a greeting
     within ``greet_ms``, and there may be ``max_strangers`` of these.  All connections together may park
-    ``max_parked_bytes``; beyond, the one that parks most has to go.
+    ``max_parked_bytes``; beyond, those that park most have to go.
     """
 
     def __init__(
@@ -119,13 +119,21 @@ class Parking:
         strangers = [fd for fd, connection in self._connections.items() if not connection.known]
         for fd in strangers[: max(len(strangers) - self._max_strangers, 0)]:
             verdicts.setdefault(fd, f"{len(strangers)} connections have not greeted")
-        parked = self.parked_bytes
-        if parked > self._max_parked_bytes:
-            worst = max(self._connections, key=lambda fd: self._connections[fd].parked)
-            verdicts.setdefault(worst, f"unfinished messages hold {parked} bytes, of which this one most")
         for fd in verdicts:
             del self._connections[fd]
+        verdicts.update(self._shed())
         return list(verdicts.items())
+
+    def _shed(self) -> list[Verdict]:
+        """The worst ones go, as many as it takes: others may come faster than one at each look."""
+        shed: list[Verdict] = []
+        parked = self.parked_bytes
+        for fd in sorted(self._connections, key=lambda fd: self._connections[fd].parked, reverse=True):
+            if parked <= self._max_parked_bytes:
+                break
+            shed.append((fd, f"unfinished messages hold {parked} bytes, of which this one most"))
+            parked -= self._connections.pop(fd).parked
+        return shed
 
     def _complaint(self, connection: _Connection, now_ms: float) -> str:
         most = self._max_bytes if connection.known else STRANGER_BYTES

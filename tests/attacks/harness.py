@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
+import os
 import struct
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -101,9 +103,12 @@ def vectors(payloads: bool = False) -> dict[str, list[bytes]]:
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process."""
+    """Resident memory of this process, without what was freed and is only kept for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Siege:
@@ -111,8 +116,8 @@ class Siege:
 
     def __init__(self, gateway: Gateway, replica: FakeReplica, device: FakeDevice) -> None:
         self.gateway = gateway
-        self._replica = replica
-        self._device = device
+        self.replica = replica
+        self.device = device
         self._ids = itertools.count(1000)
 
     @property
@@ -127,9 +132,9 @@ class Siege:
         """The good device's request is answered, by the good replica."""
         request_id = next(self._ids)
         payload = struct.pack("<Q", request_id) * 8
-        await self._device.infer(request_id, payload)
-        await self._replica.answer(await self._replica.work())
-        answer = await self._device.next(MessageType.RESULT)
+        await self.device.infer(request_id, payload)
+        await self.replica.answer(await self.replica.work())
+        answer = await self.device.next(MessageType.RESULT)
         assert answer.request_id == request_id
         assert bytes(answer.payloads[0]) == payload
 

@@ -112,6 +112,17 @@ def test_all_together_are_bounded_and_the_worst_goes() -> None:
     assert lot.parking.parked_bytes == 40 * MIB
 
 
+def test_as_many_go_at_one_look_as_are_too_many() -> None:
+    lot = Lot(max_parked_bytes=60 * MIB)
+    for fd in range(1, 11):
+        lot.come(fd)
+    lot.look()
+    for fd in range(1, 11):
+        lot.arrived[fd] += (20 + fd) * MIB
+    assert sorted(lot.look()) == list(range(3, 11))
+    assert lot.parking.parked_bytes == 43 * MIB
+
+
 def test_a_connection_that_is_gone_is_forgotten_and_its_descriptor_may_come_back() -> None:
     lot = Lot()
     lot.come(7)

@@ -68,9 +68,9 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.bind("tcp://127.0.0.1:*")
-        self.replica_endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.bind("tcp://127.0.0.1:*")
+        self.replica_endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     async def __aenter__(self) -> FakeGateway:
         return self
@@ -79,12 +79,12 @@ class FakeGateway:
         self._context.destroy(linger=0)
 
     async def send(self, replica: bytes, header: Header) -> None:
-        await self._socket.send_multipart([replica, *encode_message(header)])
+        await self.socket.send_multipart([replica, *encode_message(header)])
 
     async def next(self, kind: MessageType) -> tuple[bytes, Message]:
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                replica, *frames = await self._socket.recv_multipart()
+                replica, *frames = await self.socket.recv_multipart()
                 message = decode_message(frames, LIMITS)
                 if message.type is kind:
                     return replica, message
