@@ -50,8 +50,8 @@ format: $(READY)  ## Rewrite the sources in the project's format
 bench: $(READY)  ## Run the measurements and keep their JSON in bench/results
 	$(BIN)/python -m bench
 
-report: $(READY)  ## One HTML page of the figures that are kept in bench/results
-	$(BIN)/python -m bench.report --out report.html
+report: $(READY)  ## One HTML page of the kept figures; the same into README and docs/measured.md
+	$(BIN)/python -m bench.report --write --out report.html
 
 clean:  ## Remove the virtual environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -18,9 +18,10 @@ from typing import Any
 
 from bench.report_plots import plots_of
 
-__all__ = ["Stored", "load_results", "main", "page"]
+__all__ = ["Stored", "cell", "load_results", "main", "origin", "page", "question"]
 
 _HERE = Path(__file__).parent
+_ROOT = _HERE.parent
 _MOST_ROWS = 60
 
 _STYLE = """
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=_HERE / "results", metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument(
+        "--write", action="store_true", help="also write the README's table and docs/measured.md"
+    )
     options = parser.parse_args(argv)
     try:
         stored = load_results(options.results)
@@ -59,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not stored:
         print(f"report: no run is stored in {options.results}; make some with: make bench", file=sys.stderr)
         return 1
+    if options.write:
+        from bench.headlines import measured_page, with_table
+
+        readme = _ROOT / "README.md"
+        readme.write_text(with_table(readme.read_text(encoding="utf-8"), stored), encoding="utf-8")
+        (_ROOT / "docs/measured.md").write_text(measured_page(stored), encoding="utf-8")
     options.out.write_text(page(stored), encoding="utf-8")
     missed = sum(not target["met"] for each in stored for target in each.document["targets"])
     total = sum(len(each.document["targets"]) for each in stored)
@@ -105,7 +115,7 @@ def _overview(stored: Sequence[Stored]) -> str:
         style = "met" if met == len(targets) else "missed"
         rows.append(
             f'<tr><td><a href="#{escape(each.name)}">{escape(each.name)}</a></td>'
-            f"<td>{escape(_question(each.name))}</td>"
+            f"<td>{escape(question(each.name))}</td>"
             f'<td class="{style}">{met} of {len(targets)}</td></tr>'
         )
     return f"<table><tr><th>bench<th>question<th>targets met</tr>{''.join(rows)}</table>"
@@ -114,9 +124,9 @@ def _overview(stored: Sequence[Stored]) -> str:
 def _section(stored: Stored) -> Iterator[str]:
     document = stored.document
     yield f'<h2 id="{escape(stored.name)}">{escape(stored.name)}</h2>'
-    yield f"<p>{escape(_question(stored.name))}</p>"
+    yield f"<p>{escape(question(stored.name))}</p>"
     command = f"<code>python -m bench.{escape(stored.name)}</code>"
-    yield f'<p class="where">{command}: {escape(_origin(document))}</p>'
+    yield f'<p class="where">{command}: {escape(origin(document))}</p>'
     for problem in document.get("problems", ()):
         yield f'<p class="missed">not sound: {escape(problem)}</p>'
     if document["targets"]:
@@ -126,16 +136,17 @@ def _section(stored: Stored) -> Iterator[str]:
     yield _rows(document["rows"])
 
 
-def _question(name: str) -> str:
-    """The first line of the bench's own docstring."""
+def question(name: str) -> str:
+    """What a bench asks: the first line of the bench's own docstring."""
     path = _HERE / f"{name}.py"
     if not path.is_file():
         return ""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    return text.partition("\n")[0].partition("  ``")[0].replace("  ", " ")
 
 
-def _origin(document: Mapping[str, Any]) -> str:
+def origin(document: Mapping[str, Any]) -> str:
+    """When and on what it ran, and of which commit."""
     machine = document["machine"]
     quick = ", a smoke test only" if document.get("quick") else ""
     commit = (document.get("commit") or "unknown")[:12]
@@ -147,8 +158,8 @@ def _origin(document: Mapping[str, Any]) -> str:
 
 def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f'<tr><td>{escape(target["name"])}</td><td class="number">{_cell(target["value"])}</td>'
-        f"<td>{'≤' if target['direction'] == 'at_most' else '≥'} {_cell(target['target'])}</td>"
+        f'<tr><td>{escape(target["name"])}</td><td class="number">{cell(target["value"])}</td>'
+        f"<td>{'≤' if target['direction'] == 'at_most' else '≥'} {cell(target['target'])}</td>"
         f"<td>{escape(target['unit'])}</td>"
         f'<td class="{"met" if target["met"] else "missed"}">{"met" if target["met"] else "missed"}</td></tr>'
         for target in targets
@@ -171,9 +182,9 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="number">{_cell(row.get(column))}</td>'
+            f'<td class="number">{cell(row.get(column))}</td>'
             if isinstance(row.get(column), int | float)
-            else f"<td>{escape(_cell(row.get(column)))}</td>"
+            else f"<td>{escape(cell(row.get(column)))}</td>"
             for column in columns
         )
         + "</tr>"
@@ -184,7 +195,8 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<details><summary>rows</summary>{table}{more}</details>"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A figure for people."""
     if value is None:
         return "-"
     if isinstance(value, bool):

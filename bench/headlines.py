@@ -1,0 +1,173 @@
+"""What was seen, in Markdown: the README's table and docs/measured.md, written from stored runs.
+
+Nobody types these figures: ``python -m bench.report --write`` does, and a test holds both to what is stored.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.report import Stored, cell, origin, question
+
+__all__ = ["END", "START", "measured_page", "readme_table", "with_table"]
+
+START, END = "<!-- figures: written by python -m bench.report --write -->", "<!-- end of figures -->"
+
+
+def readme_table(stored: Sequence[Stored]) -> str:
+    """A line for each bench: its question, what was seen, and how many of its targets were met."""
+    lines = ["| `python -m bench.…` | asks | and saw | targets met |", "| --- | --- | --- | --- |"]
+    for each in _ordered(stored):
+        targets = each.document["targets"]
+        met = sum(target["met"] for target in targets)
+        verdict = f"{met} of {len(targets)}" if met == len(targets) else f"**{met} of {len(targets)}**"
+        lines.append(f"| `{each.name}` | {question(each.name)} | {_headline(each)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, stored: Sequence[Stored]) -> str:
+    """The README with its table made anew.  Raises ValueError where it has no place for one."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the README has no {START} ... {END}")
+    return f"{before}{START}\n{readme_table(stored)}\n{END}{after}"
+
+
+def measured_page(stored: Sequence[Stored]) -> str:
+    """Every target of every stored run."""
+    parts = [
+        "# What was measured",
+        "Written by `python -m bench.report --write` from `bench/results`, where rows and samples are. How:\n"
+        "[bench/METHODOLOGY.md](../bench/METHODOLOGY.md). A missed target is a result.",
+    ]
+    for each in _ordered(stored):
+        parts.append(f"## {each.name}")
+        parts.append(f"{question(each.name)}\n\n`python -m bench.{each.name}`: {origin(each.document)}.")
+        parts.extend(f"**Not sound:** {problem}" for problem in each.document.get("problems", ()))
+        rows = ["| target | measured | wanted | unit | |", "| --- | --- | --- | --- | --- |"]
+        for target in each.document["targets"]:
+            sign = "≤" if target["direction"] == "at_most" else "≥"
+            verdict = "met" if target["met"] else "**missed**"
+            name = target["name"].replace("|", "\\|")
+            figures = f"{cell(target['value'])} | {sign} {cell(target['target'])} | {target['unit']}"
+            rows.append(f"| {name} | {figures} | {verdict} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _ordered(stored: Sequence[Stored]) -> list[Stored]:
+    """As in ``_HEADLINES``, then the others."""
+    places = {name: place for place, name in enumerate(_HEADLINES)}
+    return sorted(stored, key=lambda each: (places.get(each.name, len(places)), each.name))
+
+
+def _headline(stored: Stored) -> str:
+    maker = _HEADLINES.get(stored.name, _first_targets)
+    return maker(stored.document)
+
+
+def _first_targets(document: Mapping[str, Any]) -> str:
+    """Of a bench that has nothing better: its first targets."""
+    return "; ".join(
+        f"{target['name']} {cell(target['value'])} {target['unit']}" for target in document["targets"][:2]
+    ).replace("|", "\\|")
+
+
+def _value(document: Mapping[str, Any], start: str) -> float:
+    """Of the target whose name starts so."""
+    (value,) = [target["value"] for target in document["targets"] if target["name"].startswith(start)]
+    return float(value)
+
+
+def _equality(document: Mapping[str, Any]) -> str:
+    tried, equal = (sum(row[key] for row in document["rows"]) for key in ("tried", "bit_equal"))
+    return f"{equal} of {tried} cuts equal bit for bit; fused within {_value(document, 'worst error'):.1e}"
+
+
+def _hop(document: Mapping[str, Any]) -> str:
+    ms = {(row["activation"], row["path"]): row["p50_ms"] for row in document["rows"]}
+    sizes = list(dict.fromkeys(activation for activation, _ in ms))
+    paths = {path for _, path in ms}
+
+    def line(path: str) -> str:
+        return " / ".join(f"{ms[size, path]:.2f}" for size in sizes)
+
+    named = [("suture", "Suture"), ("gateway + handle", "a gateway and `DeploymentHandle`"),
+             ("http proxy", "Serve's HTTP proxy"), ("pyzmq echo", "a bare pyzmq echo")]  # fmt: skip
+    seen = "; ".join(f"{name} {line(path)}" for path, name in named if path in paths)
+    return f"median ms at {' / '.join(sizes)}: {seen}"
+
+
+def _overhead(document: Mapping[str, Any]) -> str:
+    values = [target["value"] for target in document["targets"]]
+    middle = statistics.median(values)
+    return f"{min(values):.2f} to {max(values):.2f} of what is allowed (2 ms or 3 %), median {middle:.2f}"
+
+
+def _regret(document: Mapping[str, Any]) -> str:
+    summary = document["config"]["summary"]
+    return (
+        f"{summary['mean regret, %']:.2f} % above the best measured, mean of {len(document['rows'])} cells; "
+        f"predictions off by {_value(document, 'median'):.1f} % (median); "
+        f"{summary['mean speed-up over device only']:.2f}x over the device alone, "
+        f"{summary['mean speed-up over cloud only']:.2f}x over the cloud alone"
+    )
+
+
+def _load(document: Mapping[str, Any]) -> str:
+    return (
+        f"{100 * _value(document, 'throughput at saturation'):.0f} % of torch's own rate at saturation; at "
+        f"three times the capacity p99 of what is accepted {_value(document, '300% of capacity'):.0f} ms"
+    )
+
+
+def _solver(document: Mapping[str, Any]) -> str:
+    zoo, wide = _value(document, "worst gap"), _value(document, "mean gap to the exact optimum, nas-1500")
+    return (
+        f"p99 {_value(document, 're-solve p99'):.0f} µs; {zoo:.2g} % above the exact optimum on the zoo, "
+        f"{wide:.2g} % on graphs of 1,500 units"
+    )
+
+
+def _predict(document: Mapping[str, Any]) -> str:
+    others, sweep = (100 * _value(document, f"error of a unit, {by}, median") for by in ("others", "sweep"))
+    return f"a unit within {others:.1f} % from other networks, {sweep:.1f} % from `calibrate` alone (median)"
+
+
+def _energy(document: Mapping[str, Any]) -> str:
+    return (
+        f"metered energy predicted within {_value(document, 'median'):.1f} %; worst cell "
+        f"{_value(document, 'energy objective'):.1f} % beyond the noise"
+    )
+
+
+def _paper(document: Mapping[str, Any]) -> str:
+    return (
+        f"modelled: {_value(document, 'mean speed-up over the status quo'):.1f}x over the status quo "
+        "(the paper: 3.1x), "
+        f"{_value(document, 'mean energy saved'):.0f} % energy saved (59.5 %), "
+        f"{_value(document, 'share of the optimum'):.1f} % of the optimum (98.5 %)"
+    )
+
+
+def _trace(document: Mapping[str, Any]) -> str:
+    rows = {row["policy"]: row for row in document["rows"]}
+    seen = "; ".join(f"{name} {rows[name]['mean_ms']:.0f} / {rows[name]['p99_ms']:.0f}" for name in rows)
+    return f"mean / p99 ms on {document['config']['trace']}: {seen}"
+
+
+_HEADLINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "equality": _equality,
+    "regret": _regret,
+    "solver": _solver,
+    "predict": _predict,
+    "energy": _energy,
+    "trace": _trace,
+    "paper": _paper,
+    "hop": _hop,
+    "overhead": _overhead,
+    "load": _load,
+}
