@@ -138,7 +138,8 @@ class _Stage:
         upstreams = [["127.0.0.1", port] for port in cloud.ports]
         gate = await _child(stack, scratch, "gate", "bench.gate", json.dumps(upstreams))
         device_port, load_port = (await gate.ready())["ports"]
-        socket = f"ipc://{scratch}/agent.sock"
+        # Ray opens its directory to everyone; the agent makes itself one that only its user can write.
+        socket = f"ipc://{scratch}/own/agent.sock"
         agent = {
             "name": "chaos",
             "threads": 1,

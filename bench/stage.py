@@ -136,7 +136,8 @@ async def _start_device(
     config = {
         "name": "demo",
         "threads": 1,
-        "socket": f"ipc://{scratch}/agent.sock",
+        # Ray opens its directory to everyone; the agent makes itself one that only its user can write.
+        "socket": f"ipc://{scratch}/own/agent.sock",
         "cache_dir": str(scratch / "device"),
         "cloud": {"gateway": gateway, "load_feed": feed},
         "models": [{"name": model, "calibration": {"factory": calibration}}],
