@@ -72,7 +72,8 @@ class EdgeAgent:
     comes while it leaves is refused, what is in flight has ``drain_s`` to end, and the gateway is told.
 
     On a machine that was calibrated, networks without a profile are planned on predicted times at once, and
-    profiled while no request is in flight.
+    profiled while no request is in flight.  Lossy codecs that no plan was likely to choose are judged then
+    too.
 
     Entering raises ConfigError or UnknownModelError for what the configuration names and does not exist,
     CaptureError or BundleError for a network, StartupError for a device or socket that cannot be used.  It
@@ -136,11 +137,9 @@ class EdgeAgent:
             stack.callback(choice.meter.close)
             log.info("power: %s", choice.why)
             self._pipeline = Pipeline(self.runner, controller, table, self._spawn, choice.meter)
-            self._widening = Widening(
-                controller, self.runner, self.config.cache_dir, self._pipeline.now_ms, self._pipeline.idle
-            )
-            self._pipeline.cloud.on_offer = self._widening.on_card
             self._catching_up = CatchingUp(self.runner, self.config, self._pipeline.idle, self._on_measured)
+            self._widening = Widening(controller, self._pipeline.now_ms, self._catching_up.judge)
+            self._pipeline.cloud.on_offer = self._widening.on_card
             for model in self.config.models:
                 await self._load(model)
             self._link = CloudLink(self.config.cloud, self._hello(), self._pipeline.cloud)

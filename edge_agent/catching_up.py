@@ -1,30 +1,35 @@
-"""Measuring, while nobody waits, what a start with a predictor left to be measured.
+"""Measuring, while nobody waits, what a start left to be measured.
 
-A network that has no profile yet is planned on predicted times at once.  Its profile and its accuracy gate
-are then measured on the worker step by step, each step only while no request is in flight, so that a request
-waits for one step at most: a run of the network, or the codecs of one of its tensors.  Each replaces what
-was assumed as soon as it is there.
+On a calibrated machine a network that has no profile yet is planned on predicted times at once, and profiled
+afterwards.  The accuracy gate of any network has judged, at its start, only what a plan was likely to choose;
+the rest follows, and so do cuts that are found later.  All of it happens on the worker step by step, each
+step only while no request is in flight, so that a request waits for one step at most: a run of the network on
+a few samples, or the codecs of one of its tensors.  What was measured replaces what was assumed at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
-from edge_agent.registration import Registered, lossy_forms
+from edge_agent.goals import objective_of, power_of
+from edge_agent.judging import first_question, later_questions, lossy_forms
+from edge_agent.measuring import Question
+from edge_agent.registration import Registered
 from edge_agent.runner import Runner
 from shared.config import AgentConfig
+from shared.graph import Cut
 from shared.plan.constraints import Constraints
-from shared.plan.gate import Gate
 from shared.plan.profile import Profile
 from shared.plan.steps import Steps, advance
 
-__all__ = ["CatchingUp"]
+__all__ = ["CatchingUp", "Idle"]
 
 log = logging.getLogger("suture.agent")
 
@@ -32,72 +37,112 @@ T = TypeVar("T")
 
 OnMeasured = Callable[[str, Registered], None]
 
+_SOON, _LATER = 0, 1
+
+_PAUSE_S = 0.02
+"""Requests that follow one another as soon as this are not held up by a step in between."""
+
+
+class Idle(Protocol):
+    def __call__(self, for_s: float) -> Coroutine[Any, Any, None]:
+        """Returns once no request has been in flight for so long."""
+
+
+@dataclass(order=True, slots=True)
+class _Job:
+    priority: int
+    number: int
+    name: str = field(compare=False)
+    question: Question | None = field(compare=False)
+    """None: profile it first, if need be, and ask what follows."""
+
 
 class CatchingUp:
-    """:meth:`run` is its only task.
+    """:meth:`run` is its only task; ``on_measured`` is told of a network when more is known of it."""
 
-    ``idle`` returns once no request is in flight; ``on_measured`` is told of a network when more is known of
-    it.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        config: AgentConfig,
-        idle: Callable[[], Awaitable[None]],
-        on_measured: OnMeasured,
-    ) -> None:
+    def __init__(self, runner: Runner, config: AgentConfig, idle: Idle, on_measured: OnMeasured) -> None:
         self._runner = runner
         self._config = config
+        self._objectives = {model.name: model.objective for model in config.models}
         self._idle = idle
         self._on_measured = on_measured
-        self._pending: asyncio.Queue[tuple[str, Registered, Constraints]] = asyncio.Queue()
+        self._known: dict[str, Registered] = {}
+        self._constraints: dict[str, Constraints] = {}
+        self._numbers = itertools.count()
+        self._pending: asyncio.PriorityQueue[_Job] = asyncio.PriorityQueue()
 
     def add(self, name: str, registered: Registered, constraints: Constraints) -> None:
-        """What was measured at the start leaves nothing to do."""
-        if registered.profile.predicted:
-            self._pending.put_nowait((name, registered, constraints))
+        self._known[name], self._constraints[name] = registered, constraints
+        if registered.profile.predicted or registered.gate is not None:
+            self._ask(_SOON, name, None)
+
+    def judge(self, name: str, cuts: Sequence[Cut]) -> None:
+        """These cuts too, and before what is not urgent."""
+        if self._known[name].gate is not None:
+            constraints = self._constraints[name]
+            self._ask(_SOON, name, Question(lossy_forms(constraints), constraints.min_agreement, cuts))
 
     async def run(self) -> None:
         """Until cancelled; a step that is under way then still ends."""
         while True:
-            await self._measure(*await self._pending.get())
+            job = await self._pending.get()
+            if job.question is None:
+                await self._begin(job.name)
+            else:
+                await self._judge(job.name, job.question)
 
-    async def _measure(self, name: str, known: Registered, constraints: Constraints) -> None:
-        config, runner = self._config, self._runner
+    def _ask(self, priority: int, name: str, question: Question | None) -> None:
+        self._pending.put_nowait(_Job(priority, next(self._numbers), name, question))
+
+    async def _begin(self, name: str) -> None:
+        known = self._known[name]
+        if known.profile.predicted:
+            await self._profile(name)
+            known = self._known[name]
+        if known.gate is None:
+            return
+        objective = objective_of(self._objectives[name], power_of(self._config.power))
+        first = first_question(known.graph, known.profile, self._constraints[name], objective)
+        await self._judge(name, first)
+        for question in later_questions(first):
+            self._ask(_LATER, name, question)
+
+    async def _profile(self, name: str) -> None:
+        known, config = self._known[name], self._config
         predicted_ms = known.profile.whole_ms
         profile: Profile = await self._steps(
-            runner.profile_steps(
+            self._runner.profile_steps(
                 name, known.calibration, cache_dir=config.cache_dir, repeats=config.profile_repeats
             )
         )
-        known = replace(known, profile=profile)
-        self._on_measured(name, known)
+        self._learned(name, replace(known, profile=profile))
         log.info(
             "%s: measured, %.1f ms for the whole network where %.1f were predicted",
             name,
             profile.whole_ms,
             predicted_ms,
         )
-        forms = lossy_forms(constraints)
-        if forms:
-            gate: Gate = await self._steps(
-                runner.gate_steps(
-                    name,
-                    known.calibration,
-                    cache_dir=config.cache_dir,
-                    forms=forms,
-                    enough=constraints.min_agreement,
-                )
+
+    async def _judge(self, name: str, question: Question) -> None:
+        known = self._known[name]
+        gate = await self._steps(
+            self._runner.gate_steps(
+                name, known.calibration, question, cache_dir=self._config.cache_dir, known=known.gate
             )
-            self._on_measured(name, replace(known, gate=gate))
+        )
+        if gate != known.gate:
+            self._learned(name, replace(known, gate=gate))
+
+    def _learned(self, name: str, known: Registered) -> None:
+        self._known[name] = known
+        self._on_measured(name, known)
 
     async def _steps(self, steps: Steps[T]) -> T:
-        expected_ms = 0.0
+        step_s = 0.0
         while True:
-            await self._idle()
+            await self._idle(min(step_s, _PAUSE_S))
             began_s = time.perf_counter()
-            done = await self._runner.call(partial(advance, steps), expected_ms=expected_ms)
-            expected_ms = (time.perf_counter() - began_s) * 1e3
+            done = await self._runner.call(partial(advance, steps), expected_ms=step_s * 1e3)
+            step_s = time.perf_counter() - began_s
             if done is not None:
                 return done.value

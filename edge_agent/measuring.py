@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.calibration import Calibration
 from shared.codec import Form
 from shared.graph import Cut, Program
-from shared.plan.fidelity import MOST_SAMPLES, agreement_of, gate_steps, missing
+from shared.plan.fidelity import MOST_SAMPLES, agreement_of, gate_steps
 from shared.plan.gate import Gate, GateKey, load_gate, save_gate
 from shared.plan.measure import profile_steps
 from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
 from shared.plan.steps import Steps
+from shared.plan.worth import Worth
 
-__all__ = ["gate_of", "kept_gate", "kept_profile", "profile_of"]
+__all__ = ["Question", "gate_of", "kept_gate", "kept_profile", "most_samples", "profile_of"]
 
 log = logging.getLogger("suture.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether ``forms`` leave ``enough`` answers as they are at ``cuts``, at all topological ones when None.
+
+    Inputs are asked until it is known of each pair, or there are no more of them; all are when ``enough`` is
+    None.  With ``worth`` only those pairs are judged that it names.
+    """
+
+    forms: Sequence[Form]
+    enough: float | None
+    cuts: Sequence[Cut] | None = None
+    worth: Worth | None = None
 
 
 def profile_of(
@@ -51,36 +67,31 @@ def gate_of(
     program: Program,
     calibration: Calibration,
     cache_dir: Path,
-    *,
-    forms: Sequence[Form],
-    enough: float | None,
-    cuts: Sequence[Cut] | None = None,
+    question: Question,
     known: Gate | None = None,
 ) -> Steps[Gate]:
-    """What lossy ``forms`` do to the answer at ``cuts``, at all topological ones when None.
-
-    Inputs are asked until it is known of each whether it leaves ``enough`` answers as they are, or there
-    are no more of them; all are when that is None.  ``known`` stands for what the cache holds, and is part
-    of the answer.
-    """
-    graph = program.graph
+    """What lossy forms do to the answer.  ``known`` stands for what the cache holds, and is part of it."""
     if known is None:
         known = kept_gate(program, calibration, cache_dir)
-    most = MOST_SAMPLES if calibration.synthetic else len(calibration.samples)
-    if not missing(graph, graph.cuts if cuts is None else cuts, forms, known, enough, most):
-        return known
     gate = yield from gate_steps(
         program,
         calibration.stream(),
         known.key,
-        forms=forms,
-        cuts=cuts,
+        forms=question.forms,
+        cuts=question.cuts,
         known=known,
-        enough=enough,
-        most=most,
+        enough=question.enough,
+        most=most_samples(calibration),
+        worth=question.worth,
     )
-    _warn(save_gate(cache_dir, gate))
+    if gate != known:
+        _warn(save_gate(cache_dir, gate))
     return gate
+
+
+def most_samples(calibration: Calibration) -> int:
+    """How many inputs there are to judge a pair on, or may be made up for it."""
+    return MOST_SAMPLES if calibration.synthetic else len(calibration.samples)
 
 
 def kept_gate(program: Program, calibration: Calibration, cache_dir: Path) -> Gate:

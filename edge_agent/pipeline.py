@@ -88,6 +88,7 @@ class Pipeline:
         )
         self._idle = asyncio.Event()
         self._idle.set()
+        self._newest = 0
         self._defect: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -129,6 +130,7 @@ class Pipeline:
             held_bytes=input_bytes,
         )
         self._requests[request.request_id] = request
+        self._newest = request.request_id
         self._idle.clear()
         self.cloud.wake(served)
         try:
@@ -159,9 +161,13 @@ class Pipeline:
     def in_flight(self) -> int:
         return len(self._requests)
 
-    async def idle(self) -> None:
-        """Returns once no request is in flight."""
-        await self._idle.wait()
+    async def idle(self, for_s: float = 0.0) -> None:
+        """Returns once no request has been in flight for so long."""
+        newest = -1
+        while newest != self._newest or not self._idle.is_set():
+            await self._idle.wait()
+            newest = self._newest
+            await asyncio.sleep(for_s)
 
     def abandon(self, error: SutureError) -> None:
         """End every request that is in flight with this error."""

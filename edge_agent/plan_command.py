@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 
 from edge_agent.goals import constraints_of, objective_of, power_of, requested_objective
+from edge_agent.judging import first_question
 from edge_agent.plan_map import Load, check_map_file, draw_map
 from edge_agent.plan_table import render
 from edge_agent.progress import TerminalProgress
-from edge_agent.registration import Registered, lossy_forms, register
+from edge_agent.registration import Registered, register
 from edge_agent.runner import Runner
 from edge_agent.scout import Visit, visit_gateway
 from shared.codec import Codec
@@ -174,15 +175,14 @@ async def _plan(
     constraints = constraints_of(source)
     cloud_unit_ms, cloud_fact = _cloud(config, source.name, known, visit, asked)
     conditions, facts = _conditions(config, source.name, visit, asked)
+    wanted = objective or objective_of(source.objective, power)
     cuts: tuple[Cut, ...] = ()
-    gate = known.gate
     if constraints.cut is None:
         menu = constraints.codecs or FAITHFUL
         cuts = await asyncio.to_thread(widened_cuts, known.graph, known.profile, cloud_unit_ms, menu)
-        gate = await _judged(runner, config, source, known, cuts)
+    gate = await _judged(runner, config, source, known, wanted, cloud_unit_ms, cuts)
     # All that was measured, so that what is not allowed is in the table with the reason.
     rows = build_rows(known.graph, known.profile, cloud_unit_ms, tuple(Codec), (*known.graph.cuts, *cuts))
-    wanted = objective or objective_of(source.objective, power)
     largest = visit.card.limits.max_message_bytes if visit is not None and visit.card else float("inf")
     explanation = explain(
         rows,
@@ -218,19 +218,31 @@ def _device(config: AgentConfig, known: Registered) -> str:
 
 
 async def _judged(
-    runner: Runner, config: AgentConfig, source: ModelConfig, known: Registered, cuts: tuple[Cut, ...]
+    runner: Runner,
+    config: AgentConfig,
+    source: ModelConfig,
+    known: Registered,
+    objective: Objective,
+    cloud_unit_ms: Sequence[float],
+    wide_cuts: tuple[Cut, ...],
 ) -> Gate | None:
-    """The gate, with the cuts beyond the topological ones."""
-    if known.gate is None or not cuts or known.profile.predicted:
+    """The gate, with what could be the best for this objective and this cloud."""
+    if known.gate is None or known.profile.predicted:
         return known.gate
+    question = first_question(
+        known.graph,
+        known.profile,
+        constraints_of(source),
+        objective,
+        cloud_unit_ms=cloud_unit_ms,
+        wide_cuts=wide_cuts,
+    )
     with TerminalProgress() as progress:
         return await runner.gate(
             source.name,
             known.calibration,
+            question,
             cache_dir=config.cache_dir,
-            forms=lossy_forms(constraints_of(source)),
-            enough=source.min_agreement,
-            cuts=cuts,
             known=known.gate,
             progress=partial(progress, source.name, "accuracy"),
         )

@@ -143,6 +143,12 @@ def _verdict(explanation: Explanation) -> list[str]:
         )
     else:
         lines.append(f"excluded   none of {len(explanation.candidates)} candidates")
+    needed = [each.inputs_needed for each in explanation.candidates if each.inputs_needed is not None]
+    if needed:
+        lines.append(
+            f"           {len(needed)} of them on too few inputs: {min(needed)} would do for the first; "
+            "name more under calibration:"
+        )
     for index, switch in enumerate(explanation.switches):
         lines.append(f"{'' if index else 'switches':<10} {_switch(explanation, switch)}")
     if not explanation.switches:

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.calibrate import kept_predictor
-from edge_agent.goals import constraints_of
+from edge_agent.goals import constraints_of, objective_of, power_of
+from edge_agent.judging import first_question, lossy_forms
 from edge_agent.measuring import kept_gate, kept_profile
 from edge_agent.runner import Runner
 from shared.calibration import Calibration, calibrate
-from shared.codec import Codec, Form
 from shared.config import AgentConfig, ModelConfig
+from shared.errors import ConfigError, PlanError
 from shared.graph import Graph
 from shared.models import Model, resolve
-from shared.plan.constraints import Constraints
 from shared.plan.gate import Gate
 from shared.plan.measure import plain_profile
 from shared.plan.predict import predict_profile
 from shared.plan.profile import Profile
 
-__all__ = ["Progress", "Registered", "lossy_forms", "register"]
+__all__ = ["Progress", "Registered", "register"]
 
 log = logging.getLogger("suture.agent")
 
@@ -38,9 +38,10 @@ class Progress(Protocol):
 class Registered:
     """A network that the runner can run, and what was measured of it here.
 
-    ``gate`` is None where the configuration allows no lossy codec, so that nothing is to be judged.  Where
-    ``profile.predicted``, both are what is to be replaced by measurement, and the gate passes only what an
-    earlier start measured.
+    ``gate`` is None where the configuration allows no lossy codec, so that nothing is to be judged.  Else it
+    has judged what a plan could choose (:func:`edge_agent.judging.first_question`) and what an earlier start
+    did.  Where ``profile.predicted``, both are what is to be replaced by measurement, and the gate passes
+    only the latter.
     """
 
     model: Model
@@ -59,7 +60,8 @@ async def register(
     Where it has no profile but ``edge-agent calibrate`` kept a predictor for this device, the profile is
     predicted, which takes no time, and nothing is judged.
 
-    Raises what these raise: ConfigError, UnknownModelError, CaptureError or BundleError.
+    Raises what these raise, UnknownModelError, CaptureError or BundleError, and ConfigError, also for
+    constraints that are impossible together.
     """
 
     def report(step: str, done: int, total: int) -> None:
@@ -76,7 +78,8 @@ async def register(
             "made-up inputs, so name typical ones under calibration: in its configuration",
             source.name,
         )
-    forms = lossy_forms(constraints_of(source))
+    constraints = constraints_of(source)
+    forms = lossy_forms(constraints)
     predicted = await runner.call(
         partial(_predicted, runner, source.name, calibration, config.cache_dir, bool(forms))
     )
@@ -89,14 +92,18 @@ async def register(
         repeats=config.profile_repeats,
         progress=partial(report, "profile"),
     )
+    objective = objective_of(source.objective, power_of(config.power))
+    try:
+        question = first_question(graph, profile, constraints, objective)
+    except PlanError as error:
+        raise ConfigError(f"model {source.name}: {error}") from error
     gate = None
     if forms:
         gate = await runner.gate(
             source.name,
             calibration,
+            question,
             cache_dir=config.cache_dir,
-            forms=forms,
-            enough=source.min_agreement,
             progress=partial(report, "accuracy"),
         )
     return Registered(model, graph, calibration, profile, gate)
@@ -116,9 +123,3 @@ def _predicted(
     profile = plain_profile(program, predict_profile(program.graph, predictor), key, runner.profile_clock)
     log.info("%s: planned on predicted times until it is measured", name)
     return profile, kept_gate(program, calibration, cache_dir) if judged else None
-
-
-def lossy_forms(constraints: Constraints) -> tuple[Form, ...]:
-    """Those of the codecs that may be used: what the accuracy gate is about."""
-    codecs = constraints.codecs or tuple(Codec)
-    return tuple(form for form in Form if form is not Form.EXACT and any(c.form is form for c in codecs))

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import torch
 
-from edge_agent.measuring import gate_of, profile_of
+from edge_agent.measuring import Question, gate_of, profile_of
 from edge_agent.spares import Spares
 from edge_agent.tensors import check_device, to_tensor
 from edge_agent.worker import Stopped, Work, Worker
 from shared.calibration import Calibration
-from shared.codec import Codec, Form, decode, encode
+from shared.codec import Codec, decode, encode
 from shared.codec.threads import one_thread
 from shared.errors import CodecError
 from shared.graph import CapturedModel, Cut, Graph, Program, State, load
@@ -164,43 +164,28 @@ class Runner:
         self,
         name: str,
         calibration: Calibration,
+        question: Question,
         *,
         cache_dir: Path,
-        forms: Sequence[Form],
-        enough: float | None = None,
-        cuts: Sequence[Cut] | None = None,
         known: Gate | None = None,
         progress: Progress | None = None,
     ) -> Gate:
-        """What lossy ``forms`` do to the network's answer at ``cuts``, all topological ones when None: as
-        ``known``, as kept in ``cache_dir``, or measured now and kept there, as closely as it takes to tell
-        whether they leave ``enough`` answers as they are."""
-        steps = self.gate_steps(
-            name, calibration, cache_dir=cache_dir, forms=forms, enough=enough, cuts=cuts, known=known
-        )
+        """What lossy codecs do to the network's answer: as ``known``, as kept in ``cache_dir``, or measured
+        now and kept there, as closely as the question asks."""
+        steps = self.gate_steps(name, calibration, question, cache_dir=cache_dir, known=known)
         return await self.call(partial(finish, steps, progress))
 
     def gate_steps(
         self,
         name: str,
         calibration: Calibration,
+        question: Question,
         *,
         cache_dir: Path,
-        forms: Sequence[Form],
-        enough: float | None = None,
-        cuts: Sequence[Cut] | None = None,
         known: Gate | None = None,
     ) -> Steps[Gate]:
         """As :meth:`gate`, to be advanced on the worker by :meth:`call`."""
-        return gate_of(
-            self._programs[name],
-            calibration,
-            cache_dir,
-            forms=forms,
-            enough=enough,
-            cuts=cuts,
-            known=known,
-        )
+        return gate_of(self._programs[name], calibration, cache_dir, question, known)
 
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
         """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""

@@ -2,21 +2,19 @@
 
 Finding them takes too long for the event loop and would keep requests from the worker, so it happens in a
 thread of its own, and requests go on with the cuts there are.  What is found is used in lossless codecs at
-first.  What lossy ones do there is measured on the worker, cut by cut and only while no request is in
-flight; then they become candidates too.
+first; what lossy ones do there is then judged while nobody waits (:mod:`edge_agent.catching_up`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edge_agent.controller import Controller
-from edge_agent.registration import Registered, lossy_forms
-from edge_agent.runner import Runner
+from edge_agent.registration import Registered
+from shared.graph import Cut
 from shared.plan.constraints import Constraints
 from shared.plan.latency import Conditions
 from shared.plan.rows import FAITHFUL
@@ -36,21 +34,17 @@ class _Network:
 
 
 class Widening:
-    """:meth:`run` is its only task; ``idle`` returns once no request is in flight."""
+    """:meth:`run` is its only task; ``judge`` is told of the cuts that were found for a network."""
 
     def __init__(
         self,
         controller: Controller,
-        runner: Runner,
-        cache_dir: Path,
         now_ms: Callable[[], float],
-        idle: Callable[[], Awaitable[None]],
+        judge: Callable[[str, Sequence[Cut]], None],
     ) -> None:
         self._controller = controller
-        self._runner = runner
-        self._cache_dir = cache_dir
         self._now_ms = now_ms
-        self._idle = idle
+        self._judge = judge
         self._networks: dict[str, _Network] = {}
         self._pending: asyncio.Queue[str] = asyncio.Queue()
         self._stopped = False
@@ -61,12 +55,12 @@ class Widening:
             self._networks[name] = _Network(registered, constraints)
 
     def on_measured(self, name: str, registered: Registered) -> None:
-        """More is known of a network: what was found for it is looked for again."""
+        """More is known of a network: where it is its times, what was found is looked for again."""
         network = self._networks.get(name)
         if network is None:
             return
-        network.registered = registered
-        if network.unit_ms:
+        timed, network.registered = network.registered.profile, registered
+        if network.unit_ms and registered.profile is not timed:
             self._pending.put_nowait(name)
 
     def on_card(self, card: ModelCard) -> None:
@@ -88,33 +82,16 @@ class Widening:
             self._stopped = True
 
     async def _widen(self, name: str, network: _Network) -> None:
-        known, constraints, unit_ms = network.registered, network.constraints, network.unit_ms
+        known, codecs, unit_ms = network.registered, network.constraints.codecs or FAITHFUL, network.unit_ms
         cuts = await asyncio.to_thread(
-            widened_cuts, known.graph, known.profile, unit_ms, constraints.codecs or FAITHFUL, self._grid()
+            widened_cuts, known.graph, known.profile, unit_ms, codecs, self._grid()
         )
-        if network.unit_ms != unit_ms or network.registered is not known:
+        if network.unit_ms != unit_ms or network.registered.profile is not known.profile:
             return  # what is newer is pending
         self._controller.on_measured(name, self._now_ms(), wide_cuts=cuts)
-        if not cuts:
-            return
-        log.info("%s: %d cuts beyond the order of its units are worth considering", name, len(cuts))
-        gate = known.gate
-        if gate is None or known.profile.predicted:
-            return  # there is nothing to judge, or it waits for what is measured of all cuts
-        for cut in cuts:
-            await self._idle()
-            if network.registered is not known:
-                return
-            gate = await self._runner.gate(
-                name,
-                known.calibration,
-                cache_dir=self._cache_dir,
-                forms=lossy_forms(constraints),
-                enough=constraints.min_agreement,
-                cuts=[cut],
-                known=gate,
-            )
-        self._controller.on_measured(name, self._now_ms(), gate=gate)
+        if cuts:
+            log.info("%s: %d cuts beyond the order of its units are worth considering", name, len(cuts))
+            self._judge(name, cuts)
 
     def _grid(self) -> Iterator[Conditions]:
         for at in GRID:

@@ -125,19 +125,24 @@ def _reason(
     if gate is not None:
         fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
         if fidelity is None:
-            return "min_agreement: the agreement of this pair was not measured"
+            return "not judged yet: lossy codecs that are unlikely to win are measured while nobody waits"
         if fidelity.shown < constraints.min_agreement:
-            return f"min_agreement: {_too_little(fidelity)} {constraints.min_agreement:.3f}"
+            needed = fidelity.needed(gate.key.agreement, constraints.min_agreement)
+            return f"min_agreement: {_too_little(fidelity, constraints.min_agreement, needed)}"
     payload = rows.payload_bytes[row]
     if constraints.max_uplink_bytes is not None and payload > constraints.max_uplink_bytes:
         return f"max_uplink_bytes: {payload:.0f} bytes are more than {constraints.max_uplink_bytes}"
     return ""
 
 
-def _too_little(fidelity: Fidelity) -> str:
+def _too_little(fidelity: Fidelity, enough: float, needed: int | None) -> str:
     if fidelity.at_least is None:
-        return f"{fidelity.agreement:.3f} is below"
-    return f"{fidelity.agreement:.3f} on {fidelity.samples} inputs shows {fidelity.at_least:.4f} only, below"
+        return f"{fidelity.agreement:.3f} is below {enough:.3f}"
+    shown = (
+        f"{fidelity.agreement:.3f} on {fidelity.samples} inputs shows {fidelity.at_least:.4f} only, "
+        f"below {enough:.3f}"
+    )
+    return shown if needed is None else f"{shown}; some {needed} such inputs would show it"
 
 
 def _are_allowed(rows: Rows, row: int, allowed: Sequence[Codec]) -> bool:

@@ -12,20 +12,42 @@ slowly; and the share that was seen to change is never believed to be too high.
 
 Outputs that are no classes are judged by the mean of 1 - cosine, which is bounded as the mean of an
 exponential distribution is: too wide rather than too narrow for anything that varies less than its mean.
+
+Both are a total that is distributed as that of exponential variables, so that from a bound and the number of
+answers behind it follows what more answers would show: whether it is still worth asking for them, and how
+many it would take.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Literal
 
-__all__ = ["agreement_bounds", "erlang_quantile", "similarity_bounds"]
+__all__ = [
+    "Agreement",
+    "agreement_bounds",
+    "answers_needed",
+    "erlang_quantile",
+    "is_hopeless",
+    "similarity_bounds",
+]
+
+Agreement = Literal["top1", "cosine"]
+"""``top1``: the share of samples whose most likely class stays the same.  ``cosine``: the mean cosine
+similarity of the outputs, that of the worst output where there are several."""
 
 _SURE = 0.99
 """Confidence of the lower bound of an agreement, at each look at the data.  There are up to five looks, so
 that a pair that should not pass does so in at most one of twenty."""
 _FUTILE = 0.95
-"""Confidence of the upper bound, beyond which no more inputs are asked."""
+"""Confidence of the upper bound, and of what more answers would not show, beyond which none are asked."""
+
+_MOST_EVENTS = 10**6
+_EXACT_EVENTS = 256
+"""Beyond so many an approximation, which is then within 1e-4, is as good as what it stands for."""
 
 _MOST_HEADROOM = 1000.0
 _USED_SHARE = 0.25
@@ -38,7 +60,7 @@ def agreement_bounds(headrooms: Sequence[float]) -> tuple[float, float]:
     if not count:
         raise ValueError("no answer was compared")
     ordered = sorted(min(headroom, _MOST_HEADROOM) for headroom in headrooms)
-    used = max(1, int(count * _USED_SHARE))
+    used = _events("top1", count)
     total = sum(ordered[:used]) + (count - used) * ordered[used - 1]
     seen = sum(headroom >= 1.0 for headroom in ordered) / count
     if not total:
@@ -58,9 +80,65 @@ def similarity_bounds(cosines: Sequence[float]) -> tuple[float, float]:
     return max(-1.0, 1.0 - most), 1.0 - least
 
 
+def is_hopeless(agreement: Agreement, at_least: float, count: int, enough: float, most: int) -> bool:
+    """Whether ``most`` answers would hardly show what ``count`` did not: that ``enough`` is reached.
+
+    They would with a probability below 5%, even if what changes answers were as rare as ``count`` of them
+    allow with a confidence of 95%.  A pair that is given up for it is never one that should not pass.
+    """
+    if count >= most:
+        return at_least < enough
+    if enough >= 1.0:
+        return True
+    events, in_all = _events(agreement, count), _events(agreement, most)
+    mean = (1.0 - at_least) / _bound_per_mean(agreement, events)
+    if agreement == "top1":  # the rate is events over a total, which is less where the total is more
+        rarest = mean * erlang_quantile(events, 1 - _FUTILE) / events
+        luckiest = in_all / erlang_quantile(in_all, _FUTILE)
+    else:
+        rarest = mean * events / erlang_quantile(events, _FUTILE)
+        luckiest = erlang_quantile(in_all, 1 - _FUTILE) / in_all
+    return rarest * luckiest * _bound_per_mean(agreement, in_all) > 1.0 - enough
+
+
+def answers_needed(agreement: Agreement, at_least: float, count: int, enough: float) -> int | None:
+    """About how many answers it takes to show ``enough``, to two digits, if all are as the ``count`` that
+    showed ``at_least``; None when no number of such answers would."""
+    mean = (1.0 - at_least) / _bound_per_mean(agreement, _events(agreement, count))
+
+    def shown_by(events: int) -> bool:
+        return mean * _bound_per_mean(agreement, events) <= 1.0 - enough
+
+    if mean >= 1.0 - enough or not shown_by(_MOST_EVENTS):
+        return None
+    low, high = 0, _MOST_EVENTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shown_by(middle) else (middle, high)
+    needed = max(count, high if agreement == "cosine" else round(high / _USED_SHARE))
+    digit: int = 10 ** max(0, len(str(needed)) - 2)
+    return -(-needed // digit) * digit
+
+
+def _events(agreement: Agreement, count: int) -> int:
+    """How many exponential variables so many answers are worth."""
+    return count if agreement == "cosine" else max(1, int(count * _USED_SHARE))
+
+
+def _bound_per_mean(agreement: Agreement, events: int) -> float:
+    """The greatest share of changes, or mean of 1 - cosine, that so many events allow, over their own."""
+    if agreement == "top1":
+        return erlang_quantile(events, _SURE) / events
+    return events / erlang_quantile(events, 1 - _SURE)
+
+
+@lru_cache(maxsize=512)
 def erlang_quantile(events: int, share: float) -> float:
     """The value below which the sum of ``events`` exponential variables of rate 1 lies with probability
     ``share``, between 0 and 1."""
+    if events > _EXACT_EVENTS:  # Wilson and Hilferty, PNAS 17, 1931
+        spread = 1.0 / (9.0 * events)
+        return events * (1.0 - spread + NormalDist().inv_cdf(share) * math.sqrt(spread)) ** 3
     low, high = 0.0, 1.0
     while _below(events, high) < share:
         high *= 2

@@ -39,6 +39,7 @@ class Candidate:
     ``cut`` is -1 for a cut that is not topological.  ``energy_mj`` and ``agreement`` are None where
     they are not known.  ``agreement`` is what was seen on so many ``inputs``, ``agreement_shown`` what that
     shows and is held against ``min_agreement``; ``inputs`` is None where nothing had to be measured.
+    ``inputs_needed`` is about how many it would take where these were too few, None where more would not do.
     """
 
     row: int
@@ -54,6 +55,7 @@ class Candidate:
     agreement: float | None
     agreement_shown: float | None
     inputs: int | None
+    inputs_needed: int | None
     cost: float | None
     excluded: str
 
@@ -182,7 +184,11 @@ def explain(
         if not excluded and not math.isfinite(cost):
             excluded = _why_not(problem, kept[row], conditions)
         cut = rows.cut_of(row)
-        fidelity = None if gate is None else gate.fidelity(cut.live, *rows.codecs_of(row))
+        fidelity = needed = None
+        if gate is not None:
+            fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
+        if gate is not None and fidelity is not None and fidelity.shown < constraints.min_agreement:
+            needed = fidelity.needed(gate.key.agreement, constraints.min_agreement)
         candidates.append(
             Candidate(
                 row=row,
@@ -198,6 +204,7 @@ def explain(
                 agreement=None if fidelity is None else fidelity.agreement,
                 agreement_shown=None if fidelity is None else fidelity.shown,
                 inputs=None if fidelity is None else fidelity.samples or None,
+                inputs_needed=needed,
                 cost=_plain(cost),
                 excluded=excluded,
             )

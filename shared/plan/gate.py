@@ -13,16 +13,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from shared.codec import Codec, Form
 from shared.plan.cache import keep
+from shared.plan.evidence import Agreement, answers_needed, is_hopeless
 
 __all__ = ["Agreement", "Fidelity", "Gate", "GateKey", "load_gate", "save_gate"]
-
-Agreement = Literal["top1", "cosine"]
-"""``top1``: the share of samples whose most likely class stays the same.  ``cosine``: the mean cosine
-similarity of the outputs, that of the worst output where there are several."""
 
 _FORMAT = 2
 
@@ -46,12 +43,20 @@ class Fidelity(NamedTuple):
         """The agreement that may be relied on."""
         return self.agreement if self.at_least is None else self.at_least
 
-    def is_decided(self, enough: float | None, most: int) -> bool:
+    def is_decided(self, agreement: Agreement, enough: float | None, most: int) -> bool:
         """Whether no more inputs are to be asked: ``most`` have been, or it is known whether ``enough`` is
-        reached.  None asks all; 1 cannot be shown by however many."""
+        reached, or ``most`` would hardly show it.  None asks all; 1 cannot be shown by however many."""
         if self.at_least is None or self.samples >= most:
             return True
-        return enough is not None and (enough >= 1 or self.shown >= enough or self.at_most < enough)
+        if enough is None:
+            return False
+        return self.at_least >= enough or is_hopeless(agreement, self.at_least, self.samples, enough, most)
+
+    def needed(self, agreement: Agreement, enough: float) -> int | None:
+        """About how many inputs it would take to show ``enough``; None when no number would."""
+        if self.at_least is None:
+            return None
+        return answers_needed(agreement, self.at_least, self.samples, enough)
 
 
 _SAME = Fidelity(1.0, 0.0)

@@ -5,10 +5,11 @@ This is the one module of plans that needs torch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from statistics import fmean, median, quantiles
+from statistics import fmean, median, quantiles, stdev
 
 import torch
 
@@ -27,6 +28,7 @@ Clock = Callable[[], float]
 _WARM_UP_RUNS = 2
 _SAMPLES, _FEW_SAMPLES = 5, 3
 _LONG_MS = 1.0
+_LEAST_SIZES, _SIZE_ERROR = 4, 0.01
 
 
 def measure_profile(
@@ -57,7 +59,8 @@ def profile_steps(
     """Measure the profile of ``program`` under the torch threads of the calling thread.
 
     ``examples`` are input leaves in the order of ``graph.inputs``, at batch 1 where the network's batch is
-    free.  Times are taken on the first; payload sizes are means over all, on their real activations.
+    free.  Times are taken on the first; payload sizes are means over all, on their real activations, or over
+    as many as it takes for the mean's standard error to be below 1%, four at least.
     A tensor that is not of floats is the same under every form, and is measured once for each entropy stage.
     ``clock`` gives seconds.  Takes about ``repeats`` runs of the network twice over, and for every tensor
     that can cross a cut a few encodings and decodings in each codec.
@@ -92,7 +95,7 @@ def profile_steps(
                     times[slot][codec] = _codec_ms(tensor, codec, slot, spec, program.device, clock)
             with one_thread():
                 for codec, found in sizes[slot].items():
-                    if not found or codec is not codec.plain:  # else as large as for the first example
+                    if not _is_settled(found, codec):
                         found.append(float(encode(tensor, codec, slot)[0].payload_bytes))
             yield next(numbers), steps_in_all
     return Profile(
@@ -214,6 +217,13 @@ def _median_ms(
             torch.cuda.synchronize(device)
         samples.append((clock() - began) * 1e3)
     return median(samples)
+
+
+def _is_settled(sizes: Sequence[float], codec: Codec) -> bool:
+    """Whether the mean size is known: without an entropy stage all are as large as the first."""
+    if len(sizes) < _LEAST_SIZES:
+        return bool(sizes) and codec is codec.plain
+    return stdev(sizes) < _SIZE_ERROR * fmean(sizes) * math.sqrt(len(sizes))
 
 
 def _half_quartiles(samples: Sequence[float]) -> float:

@@ -11,13 +11,14 @@ import pytest
 
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent
-from edge_agent.registration import lossy_forms
+from edge_agent.judging import lossy_forms
 from shared.codec import Codec, Form
 from shared.errors import ConfigError
 from shared.plan.constraints import Constraints
 from shared.plan.gate import Gate
 from tests.edge_agent import edge_networks as networks
 from tests.edge_agent.agents import NOWHERE, agent_config, cloud_config, model
+from tests.edge_agent.fake_gateway import eventually
 
 IMAGE = networks.BATCH_ONE.numpy()
 
@@ -37,7 +38,7 @@ def gates_in(cache_dir: Path) -> list[Gate]:
 
 
 async def test_a_second_start_measures_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = agent_config(tmp_path, NOWHERE, model("photos", calibration={"samples": 3}))
+    config = agent_config(tmp_path, NOWHERE, model("photos", cut=3, calibration={"samples": 3}))
     for expected in ({"capture", "profile", "accuracy"}, {"capture"}):
         steps = Steps()
         caplog.clear()
@@ -61,7 +62,7 @@ async def test_inputs_of_the_application_are_what_is_measured_on(
     for index in range(2):
         np.save(tmp_path / "inputs" / f"{index}.npy", np.full((16, 16, 3), 40 * index, np.uint8))
     typical = {"folder": str(tmp_path / "inputs")}
-    config = agent_config(tmp_path, NOWHERE, model("photos", calibration=typical))
+    config = agent_config(tmp_path, NOWHERE, model("photos", cut=3, calibration=typical))
     async with EdgeAgent.from_config(config) as agent:
         assert agent.decision("photos").calibration == "folder"
     assert "synthetic" not in caplog.text
@@ -73,6 +74,7 @@ async def test_a_lossy_pair_is_a_candidate_only_where_it_was_shown_to_keep_the_a
     async with InProcessCloud(cloud_config(tmp_path, model("calls"))) as cloud:
         config = agent_config(tmp_path, cloud.device_endpoint, model("calls", **settings))
         async with EdgeAgent.from_config(config) as agent:
+            await eventually(lambda: "not judged yet" not in agent.explain("calls").exclusions)
             explanation = agent.explain("calls")
             candidates = explanation.candidates
             shown = {
@@ -115,7 +117,8 @@ async def test_the_gate_costs_nothing_that_is_not_needed(
     tmp_path: Path, codecs: list[str], forms: set[Form] | None
 ) -> None:
     steps = Steps()
-    config = agent_config(tmp_path, NOWHERE, model("photos", codecs=codecs, calibration={"samples": 2}))
+    photos = model("photos", cut=3, codecs=codecs, calibration={"samples": 2})
+    config = agent_config(tmp_path, NOWHERE, photos)
     async with EdgeAgent.from_config(config, progress=steps):
         assert ("accuracy" in steps.last) == (forms is not None)
     found = [set(measured) for gate in gates_in(tmp_path) for measured in gate.measured.values()]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_agent.measuring import Question
 from edge_agent.runner import Runner, Stopped, Work
 from edge_agent.tensors import to_numpy
 from shared.calibration import Calibration
@@ -211,15 +212,17 @@ async def test_profile_and_gate_are_of_the_calibration_inputs_and_kept(tmp_path:
     assert profile.payloads[graph.inputs[0]][Codec.FLOAT32].payload_bytes == networks.BATCH_ONE.nbytes
     assert steps[-1][0] == steps[-1][1] > 0
     steps.clear()
-    gate = await runner.gate("photos", SAMPLES, cache_dir=tmp_path, forms=[Form.HALF], progress=progress)
+    half = Question([Form.HALF], None)
+    gate = await runner.gate("photos", SAMPLES, half, cache_dir=tmp_path, progress=progress)
     assert (gate.samples, gate.key.calibration, gate.key.agreement) == (2, SAMPLES.name, "top1")
-    assert steps[-1][0] == steps[-1][1] == len(gate.measured) > 0
+    assert steps[-1][0] == steps[-1][1] == 2 * len(gate.measured) > 0
     steps.clear()
-    again = await runner.gate("photos", SAMPLES, cache_dir=tmp_path, forms=[Form.HALF], progress=progress)
+    again = await runner.gate("photos", SAMPLES, half, cache_dir=tmp_path, progress=progress)
     assert again == gate
     assert steps == []  # kept
     other, cuts = tmp_path / "elsewhere", graph.cuts[3:4]
-    more = await runner.gate("photos", SAMPLES, cache_dir=other, forms=[Form.INT4], cuts=cuts, known=gate)
+    four_bits = Question([Form.INT4], None, cuts)
+    more = await runner.gate("photos", SAMPLES, four_bits, cache_dir=other, known=gate)
     live = graph.cuts[3].live
     assert more.measured[live].keys() == {Form.HALF, Form.INT4}
     assert {key: value for key, value in more.measured.items() if key != live} == {

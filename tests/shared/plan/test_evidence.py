@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.plan.evidence import agreement_bounds, erlang_quantile, similarity_bounds
+from shared.plan.evidence import (
+    agreement_bounds,
+    answers_needed,
+    erlang_quantile,
+    is_hopeless,
+    similarity_bounds,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +80,63 @@ def test_a_mean_cosine_of_few_is_trusted_less_than_that_of_many() -> None:
 
 def test_of_opposite_answers_nothing_is_left() -> None:
     assert similarity_bounds([-1.0, -1.0]) == (-1.0, pytest.approx(1 - 4 / erlang_quantile(2, 0.95)))
+
+
+def _looked_at(rng: random.Random, changed: float, enough: float = 0.99, most: int = 64) -> tuple[bool, int]:
+    """Whether a pair that changes so many answers passes, and after how many inputs that is known."""
+    rate = -math.log(1 - changed)
+    headrooms: list[float] = []
+    while True:
+        headrooms += [rng.expovariate(rate) for _ in range(max(4, len(headrooms)))]
+        count = len(headrooms)
+        least, _ = agreement_bounds(headrooms)
+        if least >= enough or count == most or is_hopeless("top1", least, count, enough, most):
+            return least >= enough, count
+
+
+def test_a_pair_that_is_not_good_enough_passes_once_in_twenty_at_most() -> None:
+    """With all looks together, at the very limit; beyond it more rarely still."""
+    rng = random.Random(7)
+    assert sum(_looked_at(rng, 0.0101)[0] for _ in range(2000)) <= 100
+    assert sum(_looked_at(rng, 0.02)[0] for _ in range(2000)) <= 10
+
+
+def test_what_is_given_up_early_would_hardly_have_passed() -> None:
+    rng = random.Random(8)
+    good = [_looked_at(rng, 0.001) for _ in range(1000)]
+    assert sum(passed for passed, _ in good) >= 980
+    bad = [_looked_at(rng, 0.1) for _ in range(1000)]
+    assert sum(count for _, count in bad) < 16 * 1000  # of the 64,000 that there are
+
+
+@pytest.mark.parametrize(
+    ("at_least", "count", "hopeless"), [(0.5, 8, True), (0.9, 8, False), (0.95, 32, True)]
+)
+def test_few_answers_can_be_hopeless(at_least: float, count: int, hopeless: bool) -> None:
+    assert is_hopeless("top1", at_least, count, 0.99, 64) is hopeless
+    assert is_hopeless("top1", at_least, count, 1.0, 64)  # cannot be shown by however many
+    assert is_hopeless("top1", at_least, 64, 0.99, 64)  # there are no more
+    assert not is_hopeless("top1", 0.99, 64, 0.99, 64)
+
+
+def test_how_many_answers_it_takes_is_how_many_it_takes() -> None:
+    rng, needed = random.Random(9), []
+    for _ in range(200):
+        least, _ = agreement_bounds([rng.expovariate(0.005) for _ in range(64)])
+        needed.append(answers_needed("top1", least, 64, 0.99) or math.inf)
+    middle = int(sorted(needed)[100])
+    assert 64 <= middle < 200
+    shown = [agreement_bounds([rng.expovariate(0.005) for _ in range(middle)])[0] >= 0.99 for _ in range(200)]
+    assert sum(shown) > 60  # about half of them
+    assert answers_needed("top1", 0.98, 64, 0.99) is None  # changes too many, however closely it is looked at
+    cosines = [0.995] * 8
+    few = answers_needed("cosine", similarity_bounds(cosines)[0], 8, 0.99)
+    assert few is not None
+    assert similarity_bounds([0.995] * few)[0] >= 0.99 > similarity_bounds([0.995] * (few - 2))[0]
+    assert is_hopeless("cosine", 0.9, 32, 0.99, 64)
+    assert not is_hopeless("cosine", similarity_bounds([0.999] * 4)[0], 4, 0.99, 64)
+
+
+def test_quantiles_of_many_events_go_on_from_those_of_few() -> None:
+    for share in (0.01, 0.05, 0.95, 0.99):
+        assert erlang_quantile(256, share) + 1 == pytest.approx(erlang_quantile(257, share), rel=4e-4)
