@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edge_agent import attach, keys_command
+from edge_agent import attach, config_command, keys_command
 from shared.errors import BundleError, CaptureError, ConfigError, StartupError, SutureError, UnknownModelError
 
 __all__ = ["app", "main"]
@@ -31,6 +31,7 @@ app = typer.Typer(
     "lets requests in flight end, and that is ok; a second one ends the agent at once.",
 )
 
+app.add_typer(config_command.app)
 app.add_typer(keys_command.app)
 
 ConfigOption = Annotated[

@@ -76,6 +76,24 @@ def test_version_names_what_is_installed() -> None:
     assert f"suture {versions['suture']}" in edge_agent("version").stdout
 
 
+def test_a_configuration_is_checked_with_what_the_environment_overrides(config: Path) -> None:
+    run = edge_agent("config", "check", "--config", config, SUTURE_CLOUD__GATEWAY="tcp://10.0.0.5:5555")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == f"{config} is valid: photos, trees on cpu, cloud at tcp://10.0.0.5:5555\n"
+    values = json.loads(
+        edge_agent("config", "check", "--config", config, "--json", SUTURE_THREADS="3").stdout
+    )
+    assert (values["threads"], values["drain_s"], values["socket_mode"]) == (3, 5.0, 0o600)
+    for overridden, words in [
+        ({"SUTURE_DEVICE": "tpu"}, "device"),
+        ({"SUTURE_CLOUD__KEYS": "{secret: /nowhere.key_secret, server: x}"}, "/nowhere.key_secret"),
+    ]:
+        run = edge_agent("config", "check", "--config", config, **overridden)
+        assert run.returncode == 2
+        assert words in run.stderr
+        assert "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
