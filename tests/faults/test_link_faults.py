@@ -31,7 +31,7 @@ from tests.faults.rig import (
 )
 from tests.security.keyring import Keyring
 
-SEED = 11
+SEED = 41
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ BEHAVIOURS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 300.0), st.floats(1.0, 1500.0)), min_size=1, max_size=20),
     BEHAVIOURS,
@@ -285,7 +285,7 @@ def test_every_request_ends_once_by_its_deadline(
             assert (each.end.outputs[0] == (BY_CLOUD if by_cloud else BY_DEVICE).numpy()).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.floats(LOCAL_MS * 2, 600.0), min_size=1, max_size=12),
     BEHAVIOURS,
