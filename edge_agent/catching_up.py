@@ -22,7 +22,7 @@ from edge_agent.goals import objective_of, power_of
 from edge_agent.judging import first_question, later_questions, lossy_forms
 from edge_agent.measuring import Question
 from edge_agent.registration import Registered
-from edge_agent.runner import Runner
+from edge_agent.runner import UNMEASURED, Runner
 from shared.config import AgentConfig
 from shared.graph import Cut
 from shared.plan.constraints import Constraints
@@ -83,13 +83,17 @@ class CatchingUp:
             self._ask(_SOON, name, Question(lossy_forms(constraints), constraints.min_agreement, cuts))
 
     async def run(self) -> None:
-        """Until cancelled; a step that is under way then still ends."""
+        """Until cancelled; a step that is under way then still ends.  What cannot be measured now is left as
+        it is until the next start."""
         while True:
             job = await self._pending.get()
-            if job.question is None:
-                await self._begin(job.name)
-            else:
-                await self._judge(job.name, job.question)
+            try:
+                if job.question is None:
+                    await self._begin(job.name)
+                else:
+                    await self._judge(job.name, job.question)
+            except UNMEASURED as error:
+                log.warning("%s: not measured, planned as before until the next start: %r", job.name, error)
 
     def _ask(self, priority: int, name: str, question: Question | None) -> None:
         self._pending.put_nowait(_Job(priority, next(self._numbers), name, question))

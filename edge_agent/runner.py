@@ -23,7 +23,7 @@ from edge_agent.worker import Stopped, Work, Worker
 from shared.calibration import Calibration
 from shared.codec import Codec, decode, encode
 from shared.codec.threads import one_thread
-from shared.errors import CodecError
+from shared.errors import CodecError, InternalError
 from shared.graph import CapturedModel, Cut, Graph, Program, State, load
 from shared.plan.gate import Gate
 from shared.plan.profile import Profile, ProfileKey
@@ -31,12 +31,15 @@ from shared.plan.steps import Progress, Steps, finish
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
-__all__ = ["Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs"]
+__all__ = ["UNMEASURED", "Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs"]
 
 T = TypeVar("T")
 
 _UNITS_PER_CHUNK = 8
 """Unwanted work stops between two chunks: few units to free the worker soon, enough to cost nothing."""
+
+UNMEASURED = (InternalError, torch.OutOfMemoryError, MemoryError)
+"""What may keep the worker from measuring without being a defect: its thread died, or memory ran out."""
 
 _DECODE_INLINE_BYTES = 65_536
 """Answers up to this size decode faster than a hop to the worker takes, however busy it is."""

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import datetime
 import json
+import logging
 import os
 import random
 import subprocess
@@ -20,7 +21,9 @@ import pytest
 import torch
 
 from edge_agent import EdgeAgent
+from edge_agent.catching_up import CatchingUp
 from edge_agent.guard import Guard
+from edge_agent.registration import Registered
 from edge_agent.result import Where
 from edge_agent.runner import Runner
 from shared.errors import InternalError, StartupError
@@ -41,8 +44,9 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("profiles")
 
 
-async def answers(cache_dir: Path, **values: Any) -> None:
-    async with EdgeAgent.from_config(agent_config(cache_dir, NOWHERE, model("photos"), **values)) as agent:
+async def answers(cache_dir: Path) -> None:
+    """With a cut that is pinned, so that the start judges its codecs as well."""
+    async with EdgeAgent.from_config(agent_config(cache_dir, NOWHERE, model("photos", cut=3))) as agent:
         np.testing.assert_allclose((await agent.infer("photos", IMAGE)).outputs, PHOTO, rtol=1e-5, atol=1e-6)
 
 
@@ -324,3 +328,39 @@ async def test_a_network_that_does_not_fit_at_the_start_is_a_startup_error_that_
             agent_config(tmp_path, NOWHERE, model("photos")), runner_factory=Full
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), InternalError("thread died")]
+)
+async def test_what_cannot_be_measured_in_the_background_goes_on_as_predicted(
+    cache_dir: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    tried: list[str] = []
+
+    class Unmeasurable:
+        def profile_steps(self, name: str, *_: Any, **__: Any) -> str:
+            return name
+
+        async def call(self, body: Any, **_: Any) -> Any:
+            tried.append(body.args[0])
+            raise error
+
+    async def idle(for_s: float) -> None:
+        return None
+
+    predicted: Any = type("P", (), {"profile": type("Q", (), {"predicted": True, "whole_ms": 1.0})()})()
+    predicted.calibration = None
+    known: Registered = predicted
+    config = agent_config(cache_dir, NOWHERE, model("photos"))
+    catching_up = CatchingUp(Unmeasurable(), config, idle, lambda *_: None)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        catching_up.add(name, known, None)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        task = asyncio.create_task(catching_up.run())
+        await eventually(lambda: caplog.text.count("not measured") == 2)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert tried == ["one", "two"]
