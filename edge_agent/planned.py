@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from edge_agent.candidates import UNTOLD, Candidates
 from edge_agent.caution import Caution
 from edge_agent.corrections import Corrections
 from edge_agent.decision import Decision, place_of, why_switched
@@ -19,14 +20,14 @@ from edge_agent.pin import Pin, within
 from edge_agent.reported import ReportedLoad
 from shared.codec import Codec
 from shared.errors import PlanError
-from shared.plan.constraints import Constraints, constrain
+from shared.plan.constraints import Constraints
 from shared.plan.energy import Power
-from shared.plan.explain import Explanation, explain, objective_name
+from shared.plan.explain import Explanation, objective_name
 from shared.plan.gate import Gate
 from shared.plan.latency import Conditions
 from shared.plan.objective import Latency, Objective, Scores
 from shared.plan.profile import Profile
-from shared.plan.rows import FAITHFUL, build_rows
+from shared.plan.rows import Rows
 from shared.plan.solve import Choice, choose
 from shared.plan.stages import Stage
 
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from shared.wire.messages import ModelCard, ModelLoad
 
 __all__ = ["LATENCY", "UNCONSTRAINED", "LinkState", "PlannedModel"]
-
-UNTOLD = 65535
-"""A load's or a card's ``index`` that tells no version."""
 
 LATENCY = Latency()
 UNCONSTRAINED = Constraints()
@@ -79,21 +77,9 @@ class PlannedModel:
         self.corrections = Corrections()
         self.decision: Decision | None = None
         self.objective = objective
-        self._profile = profile
         self._hysteresis = hysteresis
-        self._constraints = constraints
-        metered = constraints.max_uplink_bytes
-        self._most_bytes = math.inf if metered is None else metered
-        self._local_is_last_resort = constraints.cut not in (None, len(graph.units))
-        self._gate = gate
         self._power = power
-        self._cloud_unit_ms: tuple[float, ...] = ()
-        self._wide_cuts: tuple[Cut, ...] = ()
-        self._card_problem = "no cloud has offered this network"
-        self._index = UNTOLD
-        if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
-            self._check_pinned_cut()
-        self._rebuild()
+        self._candidates = Candidates(name, graph, profile, constraints, gate)
         self._pinned: Pin | None = None
         self._decided_under: Conditions | None = None
         self._decided_wait_ms = 0.0
@@ -112,19 +98,7 @@ class PlannedModel:
         self.caution = Caution()
 
     def on_card(self, card: ModelCard) -> None:
-        self._index = card.index
-        units = len(self.graph.units)
-        if card.error:
-            self._card_problem = card.error
-        elif card.digest != self.graph.digest:
-            self._card_problem = f"the cloud serves {card.digest}, this device holds {self.graph.digest}"
-        elif len(card.unit_ms) != units:
-            self._card_problem = f"{len(card.unit_ms)} of {units} units are profiled in the cloud"
-        else:
-            self._card_problem = ""
-            if self._cloud_unit_ms != tuple(card.unit_ms):
-                self._cloud_unit_ms = tuple(card.unit_ms)
-                self._rebuild()
+        self._candidates.on_card(card)
 
     def on_measured(
         self, profile: Profile | None, gate: Gate | None, wide_cuts: Sequence[Cut] | None
@@ -133,19 +107,17 @@ class PlannedModel:
 
         What requests taught of predicted times says nothing of measured ones.
         """
-        if profile is not None and profile.predicted != self._profile.predicted:
+        if profile is not None and profile.predicted != self._candidates.profile.predicted:
             self.corrections = Corrections()
-        self._profile = profile or self._profile
-        self._gate = gate or self._gate
-        self._wide_cuts = self._wide_cuts if wide_cuts is None else tuple(wide_cuts)
-        self._rebuild()
+        self._candidates.on_measured(profile, gate, wide_cuts)
 
     def on_load(self, merged: MergedLoad) -> None:
         self._reported.on_load(merged)
 
     def is_load_of(self, load: ModelLoad) -> bool:
         """Whether a load of this name is that of the version on the card, and not of another one."""
-        return UNTOLD in (load.index, self._index) or load.index == self._index
+        known = self._candidates.index
+        return UNTOLD in (load.index, known) or load.index == known
 
     def on_answered(self, latency_ms: float, cloud_ms: float, now_ms: float) -> None:
         self.caution.on_answered()
@@ -155,7 +127,7 @@ class PlannedModel:
         """One codec for all tensors of the cut, or one for each.  Raises PlanError when a constraint
         excludes the row, or when the codecs for each are no candidate."""
         pin = Pin(cut, codecs)
-        pin.check(self.name, self._candidates, self.excluded, self._menu)
+        self._candidates.check_pin(pin)
         self._pinned = pin
         self._valid_until_ms = -math.inf
 
@@ -163,19 +135,10 @@ class PlannedModel:
         self._pinned = None
         self._valid_until_ms = -math.inf
 
-    def _rebuild(self) -> None:
-        cuts = (*self.graph.cuts, *self._wide_cuts)
-        self._candidates = build_rows(self.graph, self._profile, self._cloud_unit_ms, self._menu, cuts)
-        self.rows, self.excluded = constrain(self._candidates, self.graph, self._constraints, self._gate)
-
     @property
-    def _menu(self) -> tuple[Codec, ...]:
-        return self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
-
-    def _check_pinned_cut(self) -> None:
-        """Constraints do not depend on times: any cloud will do."""
-        rows = build_rows(self.graph, self._profile, self._profile.unit_ms, self._menu)
-        constrain(rows, self.graph, self._constraints, self._gate)
+    def rows(self) -> Rows:
+        """What may be chosen."""
+        return self._candidates.rows
 
     # -- what follows
 
@@ -262,16 +225,7 @@ class PlannedModel:
     def explain(self, link: LinkState, now_ms: float) -> Explanation:
         """Every candidate under the conditions of now."""
         conditions, _ = self._conditions(link, now_ms)
-        return explain(
-            self._candidates,
-            self.graph,
-            conditions,
-            objective=self.objective,
-            constraints=self._constraints,
-            gate=self._gate,
-            power=self._power,
-            largest_message_bytes=link.max_message_bytes,
-        )
+        return self._candidates.explain(self.objective, conditions, self._power, link.max_message_bytes)
 
     def _decide(
         self,
@@ -298,8 +252,8 @@ class PlannedModel:
             unit=scores.unit,
             unmet=scores.unmet,
             objective=objective_name(objective or self.objective),
-            calibration=self._profile.key.calibration.partition(" ")[0],
-            profile="predicted" if self._profile.predicted else "measured",
+            calibration=self._candidates.profile.key.calibration.partition(" ")[0],
+            profile="predicted" if self._candidates.profile.predicted else "measured",
             power=self._power,
             runner_up=choice.runner_up,
             margin=choice.margin,
@@ -317,19 +271,13 @@ class PlannedModel:
         )
 
     def _scores(self, conditions: Conditions, link: LinkState, objective: Objective | None = None) -> Scores:
-        scores = (objective or self.objective).score(self.rows, conditions)
-        largest = min(link.max_message_bytes, self._most_bytes) / conditions.batch
-        if self.rows.largest_payload_bytes > largest:
-            scores = scores._replace(cost=np.where(self.rows.payload_bytes > largest, np.inf, scores.cost))
-        if self._local_is_last_resort and np.isfinite(scores.cost[self.rows.remote]).any():
-            scores = scores._replace(cost=np.where(self.rows.remote, scores.cost, np.inf))
-        return scores
+        return self._candidates.scores(objective or self.objective, conditions, link.max_message_bytes)
 
     def _conditions(self, link: LinkState, now_ms: float, batch: int = 1) -> tuple[Conditions, str]:
         """The conditions now, and why the cloud cannot be used when it cannot."""
         reported, learned, estimate = self._reported, self.corrections, link.estimate
         fresh = reported.is_fresh(now_ms)
-        problem = self._card_problem
+        problem = self._candidates.problem
         if not link.connected:
             problem = "no link to the cloud"
         elif fresh and reported.load is not None and reported.load.ready == 0:
@@ -381,7 +329,8 @@ class PlannedModel:
         gained_ms = float(scores.latency_ms[previous] - scores.latency_ms[choice.row])
         if by_news <= 0 or gained_ms - by_news > threshold * float(scores.latency_ms[previous]):
             return False
-        return not self.patience.allows(1.0 - choice.cost / float(scores.cost[previous]), now_ms)
+        gain = 1.0 - choice.cost / float(scores.cost[previous])
+        return not self.patience.allows(gain, now_ms, now.replicas)
 
     def _row_of(self, decision: Decision) -> int | None:
         """An earlier decision's row among the rows of now."""
@@ -397,5 +346,5 @@ class PlannedModel:
         if problem and row == self.rows.local:
             return problem
         if previous is None or self._decided_under is None:
-            return "a new profile of the cloud"
-        return why_switched(self.rows, previous, row, self._decided_under, conditions)
+            return self._candidates.news
+        return why_switched(self.rows, previous, row, self._decided_under, conditions, self._candidates.news)

@@ -8,10 +8,10 @@ from shared.config import CloudLinkConfig
 from tests.edge_agent.test_controller import GRAPH, PROFILE, World, decide
 
 
-def acts_after_ms(gain: float, seed: int) -> float:
+def acts_after_ms(gain: float, seed: int, replicas: int = 1) -> float:
     patience = Patience(1000.0, seed)
     now_ms = 0.0
-    while not patience.allows(gain, now_ms):
+    while not patience.allows(gain, now_ms, replicas):
         now_ms += 100.0
     return now_ms
 
@@ -21,6 +21,11 @@ def test_it_takes_the_mean_time_at_full_gain_and_longer_for_less() -> None:
     half = sum(acts_after_ms(0.25, seed) for seed in range(400)) / 400
     assert full == pytest.approx(1000.0, rel=0.15)
     assert half == pytest.approx(2000.0, rel=0.15)
+
+
+def test_with_many_replicas_fewer_move_at_a_time() -> None:
+    sixteen = sum(acts_after_ms(0.5, seed, replicas=16) for seed in range(400)) / 400
+    assert sixteen == pytest.approx(4000.0, rel=0.15)
 
 
 def test_moments_that_went_by_are_not_saved_up() -> None:
@@ -41,11 +46,11 @@ def patient(seed: int) -> World:
     return World(controller=controller, planned=True).connect()
 
 
-def turns_after_ms(world: World) -> float:
+def turns_after_ms(world: World, ready: int = 1) -> float:
     began_ms, before = world.now_ms, decide(world).place
     while decide(world).place == before:
         world.now_ms += 100.0
-        world.report()
+        world.report(ready)
         assert world.now_ms < 60_000.0
     return world.now_ms - began_ms
 
@@ -60,6 +65,17 @@ def test_devices_follow_the_same_news_one_after_the_other() -> None:
     assert sum(delay <= 300.0 for delay in delays) < 15
     assert len(set(delays)) > 8
     assert max(delays) < 15_000.0
+
+
+def test_devices_of_many_replicas_take_longer() -> None:
+    def mean_ms(ready: int) -> float:
+        worlds = [patient(seed) for seed in range(30)]
+        for world in worlds:
+            world.wait_ms = 500.0
+        return sum(turns_after_ms(world, ready) for world in worlds) / len(worlds)
+
+    # Alone, each goes at its first moment: by then more is gained than it takes for that.
+    assert mean_ms(ready=16) > 1.6 * mean_ms(ready=1)
 
 
 def test_an_impatient_device_follows_at_once() -> None:
