@@ -6,11 +6,13 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 
 import torch
 
 from edge_agent.agent import EdgeAgent, RunnerFactory
+from edge_agent.metrics import MetricsServer
 from edge_agent.notify import ServiceManager
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
@@ -51,7 +53,10 @@ async def serve(config: AgentConfig, *, runner_factory: RunnerFactory = Runner) 
             agent = EdgeAgent.from_config(
                 config, runner_factory=runner_factory, serve=True, progress=progress
             )
-            async with agent:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(agent)
+                if config.metrics is not None:
+                    stack.enter_context(MetricsServer(agent, config.metrics.host, config.metrics.port))
                 progress.stop()
                 _announce(agent)
                 manager.ready(f"{', '.join(agent.models)}; cloud {agent.link_state}")

@@ -36,6 +36,7 @@ __all__ = [
     "GatewayConfig",
     "GatewayKeysConfig",
     "LinkKeysConfig",
+    "MetricsConfig",
     "ModelConfig",
     "ModelSource",
     "ObjectiveConfig",
@@ -248,6 +249,13 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "suture"
 
 
+class MetricsConfig(_Section):
+    """Where a Prometheus server finds /metrics."""
+
+    host: str = Field(default="127.0.0.1", description="another address lets other machines read them")
+    port: int = Field(default=9464, ge=0, le=65535)
+
+
 class AgentConfig(_Section):
     """The whole of an ``edge-agent --config`` file."""
 
@@ -259,6 +267,7 @@ class AgentConfig(_Section):
     socket_token_file: KeyPath | None = Field(
         default=None, description="who can read it may use a tcp socket; made if missing"
     )
+    metrics: MetricsConfig | None = None
     drain_s: float = Field(default=5.0, ge=0, description="for requests in flight when the agent is stopped")
     cloud: CloudLinkConfig = CloudLinkConfig()
     power: PowerConfig = PowerConfig()

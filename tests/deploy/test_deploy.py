@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from edge_agent.counters import BOUNDS_MS
+from edge_agent.metrics import metrics_of
 from shared.config import AgentConfig, CloudConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -202,3 +205,55 @@ def test_pods_hold_the_key_files_that_the_configuration_names(
             each["name"] for each in pod["volumes"]
         }
         assert pod["terminationGracePeriodSeconds"] >= 30
+
+
+# Prometheus and Grafana
+
+
+def exported() -> set[str]:
+    """Every name that an agent's scrape holds."""
+    model = {
+        **{"name": "m", "where": {}, "errors": {}, "fallbacks": {}, "switches": 0, "uplink_bytes": 0},
+        **{"energy_mj": 0.0, "prediction_error": 0.0, "latency_sum_ms": 0.0},
+        "latency_buckets": [0] * (len(BOUNDS_MS) + 1),
+        "plan": {
+            "cut": 1,
+            "predicted_ms": 1.0,
+            "conditions": {"uplink_bps": 1.0, "rtt_ms": 1.0, "wait_ms": 0.0, "slowdown": 1.0},
+        },
+    }
+    state = {"up_s": 1.0, "in_flight": 0, "link": {"state": "online"}, "models": [model]}
+    names = set()
+    for family in metrics_of(state):
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
+            family.type, ("",)
+        )
+        names |= {f"{family.name}{suffix}" for suffix in suffixes}
+    return names
+
+
+def queried(text: str) -> set[str]:
+    return set(re.findall(r"\bsuture_\w+", text))
+
+
+def test_every_query_of_a_dashboard_names_a_metric_that_is_exported() -> None:
+    dashboards = sorted((ROOT / "deploy/grafana").glob("*.json"))
+    assert dashboards
+    for path in dashboards:
+        board = json.loads(path.read_text())
+        expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+        expressions += [each["query"] for each in board["templating"]["list"] if each["type"] == "query"]
+        for expression in expressions:
+            assert queried(expression), expression
+            assert queried(expression) <= exported(), expression
+        places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
+        assert len(set(places)) == len(places)
+        assert len({panel["id"] for panel in board["panels"]}) == len(places)
+
+
+def test_every_alert_names_a_metric_that_is_exported_and_the_next_step() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        assert queried(rule["expr"]) <= exported(), rule["alert"]
+        assert queried(rule["expr"])
+        assert rule["annotations"]["next"]

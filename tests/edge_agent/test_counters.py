@@ -45,7 +45,17 @@ def test_every_request_is_counted_once_whatever_became_of_it() -> None:
     assert shown["errors"] == {"DeadlineError": 1}
     assert shown["uplink_bytes"] == 1400
     assert shown["energy_mj"] == pytest.approx(7.5)
+    assert shown["latency_sum_ms"] == pytest.approx(30.0)
     json.dumps(shown)
+
+
+def test_every_answer_is_in_the_bucket_whose_bound_it_keeps() -> None:
+    counters = ModelCounters()
+    for latency_ms in (0.2, 1.0, 1.1, 5000.0, 5000.1, 1e9):
+        counters.on_result(answer(latency_ms))
+    assert counters.buckets[:2] == [2, 1]
+    assert counters.buckets[-2:] == [1, 2]
+    assert sum(counters.buckets) == 6
 
 
 def test_a_switch_is_another_cut_or_codec_than_the_answer_before() -> None:
