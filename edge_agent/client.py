@@ -40,6 +40,7 @@ __all__ = ["Client"]
 _LIMITS = WireLimits(max_message_bytes=256 * 2**20, max_decoded_bytes=512 * 2**20)
 _QUEUE = 64
 _LAST_WORDS_MS = 100
+# A wrong token is the one or the other: libzmq does not always understand its own refusal.
 _TURNED_AWAY = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _GRACE_MS = 50.0
 """What an agent that keeps its promise needs to say that the deadline has passed."""

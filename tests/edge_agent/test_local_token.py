@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from edge_agent.local_token import default_token_file, find_token, made_token
 from shared.errors import AuthError, ConfigError, StartupError, SutureError, UnavailableError
 from shared.wire import encode_message
 from shared.wire.messages import Ping
+from tests.attacks.raw_zmtp import GREETING_BYTES, greeting
 from tests.edge_agent.test_local_api import FakeAgent, serving
+
+PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 LOOPBACK = "tcp://127.0.0.1:*"
 
@@ -104,6 +108,37 @@ async def test_a_peer_that_shows_nothing_is_turned_away_in_the_handshake(tmp_pat
         monitor.close(linger=0)
         peer.close(linger=0)
         context.term()
+
+
+async def shown(port: int, command: bytes) -> bytes:
+    """What the agent says to a peer that greets as ZMTP 3.1 does, and sends this command."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(20):
+            writer.write(greeting(b"PLAIN"))
+            await reader.readexactly(GREETING_BYTES)
+            writer.write(command)
+            _, size = await reader.readexactly(2)
+            return await reader.readexactly(size)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_bytes_of_the_document_open_the_door_and_others_do_not(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```hex local-token\n(.*?)```", PROTOCOL.read_text(encoding="utf-8"), re.S)
+    command = bytes.fromhex("".join(line for line in block.splitlines() if not line.startswith("#")))
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text("a-token-of-forty-characters-for-examples")
+    async with serving(LOOPBACK, FakeAgent(), token_file=path) as api:
+        port = int(api.endpoint.rpartition(":")[2])
+        assert await shown(port, command) == b"\x07WELCOME"
+        for position in range(len(command) - 40, len(command), 13):
+            other = bytearray(command)
+            other[position] ^= 1
+            refusal = await shown(port, bytes(other))
+            assert refusal.endswith(b"ERROR\x03400"[1:])  # libzmq 4.3.5 garbles the length before the name
 
 
 async def outcome(client: Client) -> Exception | None:
