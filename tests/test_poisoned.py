@@ -1,4 +1,4 @@
-"""A whole run, from bundles through messages and codecs to answers, where all that executes data is poisoned."""
+"""A whole run, from bundles through messages and codecs to answers, with all that executes data poisoned."""
 
 from __future__ import annotations
 
