@@ -17,6 +17,7 @@ import torch
 from shared.config import ServedModelConfig
 from shared.errors import ConfigError
 from shared.graph import Program
+from shared.plan.compare import Compared
 from shared.plan.fidelity import MOST_SAMPLES, agreement_of
 from shared.plan.gate import Fidelity
 
@@ -104,8 +105,6 @@ def measured_fidelity(
     program: Program, samples: Iterable[Sequence[torch.Tensor]], half: Precision = FLOAT16
 ) -> Fidelity:
     """Of the network in half precision against itself in float32."""
-
-    from shared.plan.compare import Compared
 
     agreement, compared = agreement_of(program.graph), Compared()
     for leaves in samples:

@@ -19,6 +19,7 @@ from shared.config import AutoscaleConfig, CloudConfig, GatewayConfig, ServedMod
 KEYS = {"secret": "/k/gateway.key_secret", "devices": "/k/devices", "replicas": "/k/replicas.key_secret"}
 CHANGED: dict[str, Any] = {
     "keys": KEYS,
+    "resources": {"suture_gateway": 1},
     "host": "10.0.0.1",
     "insecure": True,
     "name": "other",
@@ -80,7 +81,7 @@ LIMITS = {
     "device_silence_s",
 }
 OF_EVERYBODY = {"heartbeat_ms", "heartbeat_timeout_ms", "max_message_bytes", "keys"}
-RAYS_OWN = {"num_cpus"}
+RAYS_OWN = {"num_cpus", "resources"}
 
 
 @pytest.mark.parametrize("key", sorted(GatewayConfig.model_fields))
