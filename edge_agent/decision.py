@@ -184,8 +184,9 @@ def place_of(cut: Cut) -> str:
     return "split" if cut.edge_units else "cloud"
 
 
-def why_switched(rows: Rows, old: int, new: int, before: Conditions, now: Conditions) -> str:
-    """The change of conditions that did most for row ``new`` against row ``old``, in words."""
+def why_switched(rows: Rows, old: int, new: int, before: Conditions, now: Conditions, otherwise: str) -> str:
+    """The change of conditions that did most for row ``new`` against row ``old``, in words, or what else it
+    must have been where none did."""
     if before.reachable != now.reachable:
         return "the cloud can be reached" if now.reachable else "the cloud cannot be reached"
     shift = (now.weights() - before.weights()) * (rows.columns[:, old] - rows.columns[:, new])
@@ -207,7 +208,7 @@ def why_switched(rows: Rows, old: int, new: int, before: Conditions, now: Condit
         Stage.DOWNLINK: f"downlink {before.downlink_bps / 1e6:.3g} -> {now.downlink_bps / 1e6:.3g} Mbps",
     }
     strongest = max(changes, key=lambda stage: shift[POSITION[stage]])
-    return changes[strongest] if shift[POSITION[strongest]] > 0 else "a new profile of the cloud"
+    return changes[strongest] if shift[POSITION[strongest]] > 0 else otherwise
 
 
 def _plain(value: float) -> float | None:

@@ -40,7 +40,10 @@ def requested_objective(asked: str | Mapping[str, Any], power: Power) -> Objecti
         return objective_of(ObjectiveConfig.model_validate(asked), power)
     except ValidationError as error:
         reasons = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in error.errors()
+            ": ".join(
+                filter(None, (".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")))
+            )
+            for item in error.errors()
         )
         raise PlanError(f"objective {asked!r} is not one: {reasons}") from None
 
