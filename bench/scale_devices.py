@@ -51,17 +51,24 @@ class _Fleet:
         }
 
     async def run(self, phases: list[list[float]], deadline_ms: float, seed: int) -> dict[str, Any]:
-        """Random arrivals; a phase is seconds and requests per second.  What became of each, by its start."""
+        """What became of every request, by its start.
+
+        A phase is seconds and requests per second.  It has exactly as many requests as that, at random
+        moments, as random arrivals are once their number is known.
+        """
         chance = random.Random(seed)
+        moments_s: list[float] = []
+        end_s = 0.0
+        for seconds, per_s in phases:
+            moments_s += sorted(end_s + chance.uniform(0.0, seconds) for _ in range(round(seconds * per_s)))
+            end_s += seconds
         self._began_s, self._requests, self._reports = time.monotonic(), [], []
-        at_s = end_s = 0.0
         async with asyncio.TaskGroup() as group:
-            for seconds, per_s in phases:
-                at_s, end_s = end_s, end_s + seconds
-                while (at_s := at_s + chance.expovariate(per_s)) < end_s:
-                    await asyncio.sleep(max(at_s - self._now_s(), 0.0))
-                    late_s = self._now_s() - at_s
-                    group.create_task(self._ask(chance.choice(self._agents), deadline_ms, late_s))
+            for at_s in moments_s:
+                await asyncio.sleep(max(at_s - self._now_s(), 0.0))
+                late_s = self._now_s() - at_s
+                group.create_task(self._ask(chance.choice(self._agents), deadline_ms, late_s))
+            await asyncio.sleep(max(end_s - self._now_s(), 0.0))
         return {"requests": self._requests, "reports": self._reports}
 
     async def _ask(self, agent: EdgeAgent, deadline_ms: float, late_s: float) -> None:
