@@ -1,8 +1,8 @@
 """A load step under real Ray Serve: when replicas come and go, where the devices compute meanwhile.
 
-Several devices, real agents, ask at random moments for well less than one replica can do, then for four times as
-much, which is more than one can do, then for as much as before.  Ray Serve starts and stops the replicas by
-the product's own policy.  Replicas and devices are slower than this machine by stated factors, the devices
+Several devices, real agents, ask at random moments for well less than one replica can do, then for four
+times as much, which is more than one can do, then for as much as before.  Ray Serve starts and stops the
+replicas by the product's own policy.  Replicas and devices are slower than this machine by stated factors, the devices
 by different ones, so that several replicas and ten devices fit on it: the real network, followed by a sleep
 (``bench/scale_app.py``, ``bench/stretch.py``).  All devices together could answer everything themselves.
 
