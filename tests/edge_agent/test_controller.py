@@ -867,6 +867,7 @@ def test_wide_cuts_become_candidates_and_stay_through_a_new_card() -> None:
     controller.on_measured("net", 1.0, wide_cuts=[wide])
     better = controller.decide("net", 1.0)
     assert better.cut == wide
+    assert better.reason == "more is known of its cuts and codecs"
     assert better.predicted_ms < 0.7 * narrow.predicted_ms
     controller.on_card(card(unit_ms=[0.3, 9.0, 0.3, 9.0, 0.3]), 2.0)
     assert controller.decide("net", 2.0).cut == wide
