@@ -2,9 +2,10 @@
 
 Several devices, real agents, ask at random moments for well less than one replica can do, then for four
 times as much, which is more than one can do, then for as much as before.  Ray Serve starts and stops the
-replicas by the product's own policy.  Replicas and devices are slower than this machine by stated factors, the devices
-by different ones, so that several replicas and ten devices fit on it: the real network, followed by a sleep
-(``bench/scale_app.py``, ``bench/stretch.py``).  All devices together could answer everything themselves.
+replicas by the product's own policy.  Replicas and devices are slower than this machine by stated factors,
+the devices by different ones, so that several replicas and ten devices fit on it: the real network, followed
+by a sleep (``bench/scale_app.py``, ``bench/stretch.py``).  All devices together could answer everything
+themselves.
 
 The devices and the reader of the load feed share a process and a clock; gateway, replicas and Ray have
 processes of their own.
