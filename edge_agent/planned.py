@@ -194,13 +194,11 @@ class PlannedModel:
         batch: int = 1,
         deadline_ms: float = math.inf,
         objective: Objective | None = None,
-        backlog_ms: float = 0.0,
     ) -> Decision:
         """The optimum for one request, without hysteresis and without a trace in what comes after; the
-        fastest row when nothing meets the deadline.  Where latency is the objective, work of ``backlog_ms``
-        that waits for the device counts as in :func:`shared.plan.objective.with_backlog`.  Raises PlanError when the request's own objective
+        fastest row when nothing meets the deadline.  Raises PlanError when the request's own objective
         sets a limit that no row keeps."""
-        ordinary = math.isinf(deadline_ms) and objective is None and not backlog_ms
+        ordinary = math.isinf(deadline_ms) and objective is None
         if ordinary and batch in self._batches:
             return self._batches[batch]
         conditions, _ = self._conditions(link, now_ms, batch)
@@ -208,9 +206,6 @@ class PlannedModel:
         if objective is not None and scores.unmet:
             raise PlanError(f"{self.name}: {scores.unmet}")
         reason = f"for a batch of {batch}" if objective is None else "for the objective of this request"
-        if backlog_ms and isinstance(objective or self.objective, Latency):
-            scores = with_backlog(scores, self.rows, conditions, backlog_ms)
-            reason = f"{backlog_ms:.0f} ms of work wait for the device"
         if not math.isinf(deadline_ms):
             scores, reason = within(scores, deadline_ms)
         pinned = self._pinned_row(scores)
