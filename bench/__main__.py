@@ -31,6 +31,7 @@ _BENCHES = {
     "energy": 6.0,
     "paper": 1.0,
     "chaos": 4.0,
+    "attack": 3.0,
     "trace": 6.0,
     "rate": 20.0,
 }
