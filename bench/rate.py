@@ -1,9 +1,10 @@
 """How many bytes does it take to get the same answer?  ``python -m bench.rate --json FILE [--quick]``.
 
-At every cut that sends no more elements than any before it: the transform codec (fitted with gradients,
-and without), components of the features alone, uint8 and int4 with zstd; against files of the network's own
-input as JPEG, WebP and AVIF.  Fidelity is against the whole network on the exact input: KL divergence in
-nats for the classifier, 1 - cosine for the others, and how often the largest output is the same.
+At every cut that sends fewer elements than any before it, and the last that sends as many: the transform
+codec (fitted with gradients, and without), components of the features alone, uint8 and int4 with zstd;
+against files of the network's own input as JPEG, WebP and AVIF.  Fidelity is against the whole network on the
+exact input: KL divergence in nats for the classifier, 1 - cosine for the others, and how often the largest
+output is the same.
 
 The inputs come from few sources (photographs, made voices, made texts).  They are dealt into three parts;
 the tables that code one part are fitted to the other two, so that no input is coded by tables that saw its
@@ -89,7 +90,7 @@ class Curve:
 
 def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("rate", argv, description=(__doc__ or "").partition("\n")[0], arguments=_arguments)
-    inputs = bench.options.inputs or (30 if bench.quick else 120)
+    inputs = bench.options.inputs or (30 if bench.quick else 90)
     steps = range(3, STEPS, 6) if bench.quick else range(0, STEPS, 2)
     bench.config = {"inputs": inputs, "parts": _PARTS, "draws": _DRAWS, "steps": list(steps), "missing": []}
     names = bench.options.subject or (["efficientnet-lite0"] if bench.quick else list(SUBJECTS))
@@ -114,19 +115,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def hull_cuts(graph: Graph) -> list[Cut]:
-    """The input, and all cuts that send no more elements than any cut between it and them.
-
-    Of neighbours that send as many, the last.
-    """
+    """The input, every cut that sends fewer elements than any between it and the input, and of the later
+    ones that send as many the last."""
     found: list[Cut] = [graph.cuts[0]]
     whole = _elements(graph, graph.cuts[0])
     least: int | None = None
+    first = True
     for cut in graph.cuts[1:-1]:
         count = _elements(graph, cut)
         if count == whole or (least is not None and count > least):
             continue
-        if least == count and found[-1].index == cut.index - 1:
+        if count == least and not first:
             found.pop()
+        first = count != least
         found.append(cut)
         least = count
     return found
@@ -150,8 +151,10 @@ def _examine(bench: Bench, subject: Subject, steps: Sequence[int], most: int) ->
     cuts = hull_cuts(program.graph)
     if most and len(cuts) > most:
         cuts = [cuts[index * (len(cuts) - 1) // most] for index in range(1, most + 1)]
-    for cut in bench.track(cuts, f"{subject.name}: cuts"):
-        _examine_cut(bench, subject, judge, cut, parts, steps)
+    for cut in cuts:
+        with bench.console.status(f"{subject.name}: after {cut.name}"):
+            _examine_cut(bench, subject, judge, cut, parts, steps)
+        bench.console.print(f"{subject.name}: after {cut.name}, {len(cut.edge_units)} units", style="dim")
 
 
 def _examine_files(bench: Bench, subject: Subject, judge: Judge, parts: list[list[int]]) -> None:

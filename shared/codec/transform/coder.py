@@ -14,7 +14,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from shared.codec.transform.models import COUNT_BITS, ClassModel, GapModel, Model, uniform
+from shared.codec.transform.models import COUNT_BITS, NEAR, ClassModel, GapModel, Model, uniform
 from shared.codec.transform.tables import LARGEST
 from shared.errors import CodecError
 
@@ -76,20 +76,19 @@ class _Reader:
 def write_runs(symbols: Symbols, runs: Sequence[Run]) -> Words:
     """The words of all runs, one after another in ``symbols``, none beyond MAX_MAGNITUDE."""
     writer = _Writer()
-    magnitudes = np.abs(symbols)
     start = 0
     for model, size in runs:
-        part = magnitudes[start : start + size]
+        part = symbols[start : start + size]
         start += size
-        if model.magnitude is not None:
-            _write_values(writer, part, model, model.magnitude, 0)
-        elif model.gap is not None and model.beyond is not None:
+        if model.gap is not None:
             (places,) = np.nonzero(part)
             _write_count(writer, len(places), model, size)
             _write_places(writer, places, model.gap)
-            _write_values(writer, part[places], model, model.beyond, 1)
-    signs = symbols[np.nonzero(symbols)] < 0
-    writer.add(signs.astype(np.int32), _SIGN)
+            _write_values(writer, part[places], model)
+        elif model.near is not None:
+            _write_values(writer, part, model)
+        else:
+            _write_large(writer, part, model)
     return writer.words()
 
 
@@ -101,48 +100,84 @@ def read_runs(words: Words, runs: Sequence[Run]) -> Symbols:
     for model, size in runs:
         part = symbols[start : start + size]
         start += size
-        if model.magnitude is not None:
-            part[:] = _read_values(reader, size, model, model.magnitude, 0)
-        elif model.gap is not None and model.beyond is not None:
+        if model.gap is not None:
             count = _read_count(reader, model, size)
             if count:
                 places = _read_places(reader, count, model.gap, size)
-                part[places] = _read_values(reader, count, model, model.beyond, 1)
-    (places,) = np.nonzero(symbols)
-    signs = reader.read(_SIGN, len(places))
+                part[places] = _read_values(reader, count, model)
+        elif model.near is not None:
+            part[:] = _read_values(reader, size, model)
+        else:
+            part[:] = _read_large(reader, size, model)
     reader.finish()
-    symbols[places] *= 1 - 2 * signs
     return symbols
 
 
-def _write_values(writer: _Writer, values: Symbols, model: ClassModel, magnitude: Model, least: int) -> None:
-    high = values >> model.shift
-    if len(high) and high.max() > LARGEST:
-        escaped = high[high > LARGEST] - _ESCAPE
-        high = np.minimum(high, _ESCAPE)
-    else:
-        escaped = high[:0]
-    writer.add(high - least if least else high, magnitude)
+def _write_values(writer: _Writer, values: Symbols, model: ClassModel) -> None:
+    """Of a class without a shift: which of the near values, then what lies beyond."""
+    near = values + NEAR
+    if model.gap is not None:
+        near -= values > 0
+    beyond = 2 * NEAR + (model.gap is None)
+    # One comparison for both sides: what is below wraps round.
+    (places,) = np.nonzero((values + NEAR).view(np.uint32) > 2 * NEAR)
+    far = values[places]
+    near[places] = beyond
+    writer.add(near, model.near)
+    _write_magnitudes(writer, np.abs(far), model.far, NEAR + 1)
+    writer.add((far < 0).astype(np.int32), _SIGN)
+
+
+def _read_values(reader: _Reader, count: int, model: ClassModel) -> Symbols:
+    values = reader.read(model.near, count)
+    beyond = 2 * NEAR + (model.gap is None)
+    (places,) = np.nonzero(values == beyond)
+    if model.gap is not None:
+        values += values >= NEAR
+    values -= NEAR
+    if len(places):
+        far = _read_magnitudes(reader, len(places), model.far, NEAR + 1)
+        values[places] = far * (1 - 2 * reader.read(_SIGN, len(places)))
+    return values
+
+
+def _write_large(writer: _Writer, values: Symbols, model: ClassModel) -> None:
+    """Of a class with a shift: high bits of the magnitudes, low bits as they are, signs."""
+    magnitudes = np.abs(values)
+    _write_magnitudes(writer, magnitudes >> model.shift, model.far, 0)
+    writer.add(magnitudes & 2**model.shift - 1, uniform(model.shift))
+    writer.add((values[values != 0] < 0).astype(np.int32), _SIGN)
+
+
+def _read_large(reader: _Reader, count: int, model: ClassModel) -> Symbols:
+    values = _read_magnitudes(reader, count, model.far, 0, MAX_MAGNITUDE >> model.shift)
+    values <<= model.shift
+    values |= reader.read(uniform(model.shift), count)
+    (places,) = np.nonzero(values)
+    values[places] *= 1 - 2 * reader.read(_SIGN, len(places))
+    return values
+
+
+def _write_magnitudes(writer: _Writer, magnitudes: Symbols, model: Model, least: int) -> None:
+    """Numbers from ``least`` up; those above LARGEST escape and follow in two halves."""
+    escaped = magnitudes[magnitudes > LARGEST] - _ESCAPE
+    writer.add(np.minimum(magnitudes, _ESCAPE) - least, model)
     writer.add(escaped >> _HALF_BITS, _HALF)
     writer.add(escaped & 2**_HALF_BITS - 1, _HALF)
-    if model.shift:
-        writer.add(values & 2**model.shift - 1, uniform(model.shift))
 
 
-def _read_values(reader: _Reader, count: int, model: ClassModel, magnitude: Model, least: int) -> Symbols:
-    values = reader.read(magnitude, count)
-    if least:
-        values += least
-    (escaped,) = np.nonzero(values == _ESCAPE)
+def _read_magnitudes(
+    reader: _Reader, count: int, model: Model, least: int, most: int = MAX_MAGNITUDE
+) -> Symbols:
+    magnitudes = reader.read(model, count)
+    magnitudes += least
+    (escaped,) = np.nonzero(magnitudes == _ESCAPE)
     if len(escaped):
-        values[escaped] += reader.read(_HALF, len(escaped)) << _HALF_BITS
-        values[escaped] += reader.read(_HALF, len(escaped))
-        if int(values.max()) << model.shift > MAX_MAGNITUDE:
+        magnitudes[escaped] += reader.read(_HALF, len(escaped)) << _HALF_BITS
+        magnitudes[escaped] += reader.read(_HALF, len(escaped))
+        if magnitudes.max() > most:
             raise CodecError("a segment holds a coefficient out of range")
-    if model.shift:
-        values <<= model.shift
-        values |= reader.read(uniform(model.shift), count)
-    return values
+    return magnitudes
 
 
 def _write_count(writer: _Writer, count: int, model: ClassModel, size: int) -> None:

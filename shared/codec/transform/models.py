@@ -17,10 +17,13 @@ import numpy.typing as npt
 
 from shared.codec.transform.tables import LARGEST, TOTAL, TransformTables
 
-__all__ = ["COUNT_BITS", "ClassModel", "GapModel", "Model", "class_models", "uniform"]
+__all__ = ["COUNT_BITS", "NEAR", "ClassModel", "GapModel", "Model", "class_models", "uniform"]
 
 COUNT_BITS = 24
 """A run is of fewer symbols than 2**24."""
+
+NEAR = 3
+"""Magnitudes up to this are told from one another at once."""
 
 _SPARSE = int(0.8 * TOTAL)
 """Where zero is at least this likely, the coder goes from one that is not zero to the next."""
@@ -50,14 +53,20 @@ class GapModel:
 
 @dataclass(frozen=True, slots=True)
 class ClassModel:
-    """``magnitude`` is of 0 to LARGEST and escape, and None in a sparse class, which has ``gap`` and
-    ``beyond``, of 1 to LARGEST and escape, less 1.  ``zero`` is the probability of zero of TOTAL."""
+    """Of one class; ``zero`` is the probability of zero, of TOTAL.
+
+    Without a ``shift`` a symbol is read in two steps, which is faster than one of many values: ``near`` is
+    of -NEAR to NEAR and what is beyond, ``far`` of the magnitudes beyond, NEAR + 1 to LARGEST and escape;
+    their sign is even.  In a sparse class, which has a ``gap``, ``near`` is without zero.
+
+    With a ``shift``, ``far`` is of the magnitudes 0 to LARGEST and escape, in units of 2**shift.
+    """
 
     shift: int
     zero: int
-    magnitude: Model | None
+    near: Model | None
+    far: Model
     gap: GapModel | None
-    beyond: Model | None
 
     def count(self, symbols: int) -> Model:
         """Of the bit length of how many among ``symbols`` are not zero."""
@@ -80,9 +89,15 @@ def uniform(bits: int) -> Model:
 
 def _class_model(weights: list[int], shift: int) -> ClassModel:
     zero = weights[0]
-    if zero < _SPARSE or shift:
-        return ClassModel(shift, zero, _categorical(weights), None, None)
-    return ClassModel(shift, zero, None, _gap_model(zero), _categorical(weights[1:]))
+    if shift:
+        return ClassModel(shift, zero, None, _categorical(weights), None)
+    sides, beyond = weights[1 : NEAR + 1], weights[NEAR + 1 :]
+    far = _categorical(beyond)
+    # Twice the weights, because half of an odd one is none.
+    if zero < _SPARSE:
+        return ClassModel(0, zero, _categorical([*sides[::-1], 2 * zero, *sides, 2 * sum(beyond)]), far, None)
+    near = _categorical([*sides[::-1], *sides, 2 * sum(beyond)])
+    return ClassModel(0, zero, near, far, _gap_model(zero))
 
 
 def _gap_model(zero: int) -> GapModel:

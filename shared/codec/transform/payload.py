@@ -192,12 +192,14 @@ class _Prepared:
         self.mean = torch.from_numpy(np.array(tables.mean)) * tables.geometry.frequencies**0.5
         self.forward = torch.from_numpy(np.array(tables.forward))
         self.inverse = torch.from_numpy(np.array(tables.inverse))
-        self.offset = np.pad(tables.offset, ((0, 0), (1, 0)))
+        self._offset = np.array(tables.offset)
         self._models: tuple[ClassModel, ...] = class_models(tables)
         self._classes = functools.cache(tables.classes)
 
-    def classes(self, step: int) -> npt.NDArray[np.int32]:
-        return self._classes(step)
+    def offsets(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every pair, what a value is changed by for each unit of it within 1, within 2 and within 3."""
+        one, two, more = torch.from_numpy(self._offset[self._classes(step)]).unsqueeze(2).unbind(1)
+        return one - (two - one), (two - one) - (more - two), more - two
 
     def runs(self, step: int, start: int, end: int, places: int) -> list[Run]:
         """Those of the pairs from ``start`` to ``end`` in the order of worth."""
@@ -265,22 +267,22 @@ def _transform(tensor: torch.Tensor, tables: TransformTables, prepared: _Prepare
 def _restored(
     symbols: npt.NDArray[np.int32], tables: TransformTables, prepared: _Prepared, step: int, spec: TensorSpec
 ) -> torch.Tensor:
-    values = symbols.astype(np.float32)
-    pairs, places = np.nonzero(symbols)
-    found = symbols[pairs, places]
-    offsets = prepared.offset[prepared.classes(step)[pairs], np.minimum(np.abs(found), 3)]
-    values[pairs, places] += np.sign(found) * offsets
-    scaled = torch.from_numpy(values).mul_(prepared.unweight / _inverse_step(step))
+    values = torch.from_numpy(symbols).to(torch.float32)
+    # A sum of clamped values is the magnitude's offset with its sign, in a few passes over all.
+    restored = values.clone()
+    for most, offset in enumerate(prepared.offsets(step), start=1):
+        restored.addcmul_(values.clamp(-most, most), offset)
+    scaled = restored.mul_(prepared.unweight / _inverse_step(step))
     coefficients = torch.empty_like(scaled)
-    coefficients[prepared.order] = scaled
+    coefficients.index_copy_(0, prepared.order, scaled)
     shape = tables.geometry.frequencies, tables.geometry.features, -1
     coefficients = _by_group(coefficients.view(shape), prepared.inverse, tables.groups)
     coefficients[0] += prepared.mean[:, None]
     elements = tables.geometry.inverse(coefficients)
     if not spec.dtype.is_float:
         elements = elements.round().clamp(0, 255)
-    restored = torch.empty_strided(spec.shape, spec.strides, dtype=_FLOAT[spec.dtype])
-    return restored.copy_(elements)
+    tensor = torch.empty_strided(spec.shape, spec.strides, dtype=_FLOAT[spec.dtype])
+    return tensor.copy_(elements)
 
 
 def _by_group(coefficients: torch.Tensor, bases: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
