@@ -133,3 +133,17 @@ def test_other_modes_than_three_are_refused(tmp_path: Path, written: str) -> Non
     path.write_text(f"models: [{{name: mnist}}]\nsocket_mode: {written}\n")
     with pytest.raises(ConfigError, match="socket_mode"):
         load_config(AgentConfig, path, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"codecs": []}, "models.0.codecs: List should have at least 1 item"),
+        ({"objective": "weighted"}, "models.0.objective: weighted needs a price above 0"),
+        ({"objective": {"minimise": "energy", "rate_hz": 3}}, "energy takes deadline_ms, not rate_hz"),
+    ],
+)
+def test_what_plans_cannot_be_asked_is_said_in_plain_words(model: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse_config(AgentConfig, {"models": [{"name": "mnist", **model}]}, "here", environ={})
+    assert "Value error" not in str(caught.value)
