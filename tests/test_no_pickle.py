@@ -22,14 +22,19 @@ MODULES = frozenset(
         "joblib",
         "jsonpickle",
         "code",
+        "codeop",
+        "multiprocessing",
+        "pandas",
     )
 )
 BUILTINS = frozenset(("eval", "exec", "compile", "__import__"))
 CALLS = frozenset(
     (
         "torch.load", "torch.export.load", "torch.jit.load", "torch.package.PackageImporter", "yaml.load",
+        "torch.serialization.load", "torch.hub.load", "torch.multiprocessing", "yaml.Loader",
+        "yaml.UnsafeLoader", "yaml.FullLoader", "concurrent.futures.ProcessPoolExecutor",
         "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "numpy.memmap", "os.system", "os.popen",
-        "sympy.sympify", "runpy.run_path", "runpy.run_module", "pandas.read_pickle",
+        "sympy.sympify", "sympy.parse_expr", "runpy.run_path", "runpy.run_module",
     )
 )  # fmt: skip
 ALLOWED = {
@@ -113,6 +118,11 @@ def test_no_module_of_a_package_can_run_what_it_reads(package: str) -> None:
         "from torch import export\nexport.load('x')",
         "from torch.export import load as get\nget('x')",
         "import yaml\nyaml.load('x')",
+        "import yaml\nyaml.compose('x', Loader=yaml.UnsafeLoader)",
+        "from torch.serialization import load\nload('x')",
+        "from multiprocessing.connection import Client",
+        "from concurrent.futures import ProcessPoolExecutor\nProcessPoolExecutor()",
+        "from concurrent import futures\nfutures.ProcessPoolExecutor()",
         "import numpy as np\nnp.load('x')",
         "import numpy as np\nnp.load('x', allow_pickle=True)",
         "import numpy as np\nallow = True\nnp.load('x', allow_pickle=allow)",
