@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Controller", "Decision"]
 
+_LEAST_BACKLOG_MS = 1.0
+"""Less work than this before a request is no queue that would be worth another plan."""
+
 
 class Controller:
     """Decides for every network of one agent over one link.
@@ -266,8 +269,9 @@ class Controller:
         deadline_ms: float | None = None,
         batch: int = 1,
         objective: Objective | None = None,
+        backlog_ms: float = 0.0,
     ) -> Decision:
-        """The decision for a request that starts now.
+        """The decision for a request that starts now, while ``backlog_ms`` of work wait for the device.
 
         With ``deadline_ms`` left, a row that is predicted to meet it is preferred to the plan in use that
         would not; the fastest row when none does.  ``objective`` replaces the model's for this request.
@@ -281,13 +285,22 @@ class Controller:
             decision = self._solve_one(planned, link, now_ms)
         if not planned.graph.dynamic_batch:
             batch = 1
-        if batch != 1 or objective is not None:
+        if backlog_ms < _LEAST_BACKLOG_MS:
+            backlog_ms = 0.0
+        if batch != 1 or objective is not None or backlog_ms:
             link = link or self._link_state(now_ms)
-            decision = planned.solve_once(link, now_ms, batch=batch, objective=objective)
+            decision = planned.solve_once(
+                link, now_ms, batch=batch, objective=objective, backlog_ms=backlog_ms
+            )
         if deadline_ms is not None and decision.predicted_ms > deadline_ms:
             link = link or self._link_state(now_ms)
             decision = planned.solve_once(
-                link, now_ms, batch=batch, objective=objective, deadline_ms=deadline_ms
+                link,
+                now_ms,
+                batch=batch,
+                objective=objective,
+                backlog_ms=backlog_ms,
+                deadline_ms=deadline_ms,
             )
         return decision
 

@@ -107,8 +107,9 @@ class Pipeline:
         started_ms = self.now_ms()
         leaves, batch, input_bytes = served.check(args, kwargs)
         budget_ms = served.deadline_ms if deadline_ms is None else deadline_ms
+        backlog_ms = self._runner.queued_ms()
         decision = self.controller.decide(
-            served.name, started_ms, budget_ms - self._runner.queued_ms(), batch, objective
+            served.name, started_ms, budget_ms - backlog_ms, batch, objective, backlog_ms
         )
         request = Request(
             next(self._ids),

@@ -25,7 +25,7 @@ from shared.plan.energy import Power
 from shared.plan.explain import Explanation, objective_name
 from shared.plan.gate import Gate
 from shared.plan.latency import Conditions
-from shared.plan.objective import Latency, Objective, Scores
+from shared.plan.objective import Latency, Objective, Scores, with_backlog
 from shared.plan.profile import Profile
 from shared.plan.rows import Rows
 from shared.plan.solve import Choice, choose
@@ -194,11 +194,14 @@ class PlannedModel:
         batch: int = 1,
         deadline_ms: float = math.inf,
         objective: Objective | None = None,
+        backlog_ms: float = 0.0,
     ) -> Decision:
         """The optimum for one request, without hysteresis and without a trace in what comes after; the
-        fastest row when nothing meets the deadline.  Raises PlanError when the request's own objective
-        sets a limit that no row keeps."""
-        ordinary = math.isinf(deadline_ms) and objective is None
+        fastest row when nothing meets the deadline.  Where latency is the objective, ``backlog_ms`` of work
+        that waits for the device count as in :func:`shared.plan.objective.with_backlog`.
+
+        Raises PlanError when the request's own objective sets a limit that no row keeps."""
+        ordinary = math.isinf(deadline_ms) and objective is None and not backlog_ms
         if ordinary and batch in self._batches:
             return self._batches[batch]
         conditions, _ = self._conditions(link, now_ms, batch)
@@ -208,6 +211,9 @@ class PlannedModel:
         reason = f"for a batch of {batch}" if objective is None else "for the objective of this request"
         if not math.isinf(deadline_ms):
             scores, reason = within(scores, deadline_ms)
+        if backlog_ms and isinstance(objective or self.objective, Latency):
+            scores = with_backlog(scores, self.rows, conditions, backlog_ms)
+            reason = f"{backlog_ms:.0f} ms of work wait for the device"
         pinned = self._pinned_row(scores)
         threshold = 0.0 if pinned is None else 1.0
         choice = choose(scores, pinned, threshold)

@@ -19,7 +19,17 @@ from shared.plan.latency import Conditions, latency_ms
 from shared.plan.rows import Rows
 from shared.plan.stages import POSITION, Stage
 
-__all__ = ["Energy", "Latency", "Objective", "Scores", "Throughput", "Weighted", "bottleneck_ms", "in_flight"]
+__all__ = [
+    "Energy",
+    "Latency",
+    "Objective",
+    "Scores",
+    "Throughput",
+    "Weighted",
+    "bottleneck_ms",
+    "in_flight",
+    "with_backlog",
+]
 
 _STEADY_SHARE = 0.95
 """The most of a stage's time that a stream may fill: with more, its queue grows on the least jitter."""
@@ -34,6 +44,7 @@ _PARTS = [
     )
 ]
 """What works on different requests at the same time."""
+_DEVICE_PART = _PARTS[0]
 _CLOUD = 2
 
 
@@ -49,6 +60,22 @@ class Scores(NamedTuple):
     latency_ms: NDArray[np.float64]
     unit: str = "ms"
     unmet: str = ""
+
+
+def with_backlog(scores: Scores, rows: Rows, conditions: Conditions, backlog_ms: float) -> Scores:
+    """Latencies and what a row does to the requests that come behind it, while ``backlog_ms`` of work waits
+    for the device.
+
+    Every request that comes during the backlog waits for the time that this one occupies the device.  As
+    many are expected behind it as are ahead of it: the backlog over what a request takes that stays here.
+    Without that, requests that come faster than the device computes all stay here, each because it would be
+    a little slower elsewhere, and their queue grows without end.
+    """
+    held_ms = (conditions.weights()[_DEVICE_PART, None] * rows.columns[_DEVICE_PART]).sum(axis=0)
+    whole_ms = float(held_ms[rows.local])
+    if not whole_ms > 0.0:
+        return scores
+    return scores._replace(cost=scores.cost + backlog_ms * held_ms / whole_ms)
 
 
 class Objective(Protocol):

@@ -618,6 +618,60 @@ def test_a_deadline_that_nothing_meets_gets_the_fastest() -> None:
     assert decide(world, deadline_ms=0.01).gain == 0
 
 
+def slow_link() -> World:
+    """Here the device alone is a little faster than anything that is sent."""
+    world = World(uplink_bps=100e6).connect()
+    while True:
+        world.span()
+        decision = decide(world)
+        truth = latency_ms(decision.rows, decision.conditions)
+        truth[decision.rows.local] = math.inf
+        if decision.is_local and truth.min() > 1.1 * LOCAL_MS:
+            return world
+        world.uplink_bps *= 0.97
+
+
+def queue_of(world: World, period_ms: float, told: bool) -> tuple[list[float], list[Decision]]:
+    """The backlog that each of a stream of requests finds at the device, and what is decided for it."""
+    free_ms, backlogs, decisions = 0.0, [], []
+    for number in range(200):
+        now_ms = number * period_ms
+        backlog_ms = max(free_ms - now_ms, 0.0)
+        decision = world.controller.decide(
+            "net", world.now_ms, 1000.0 - backlog_ms, backlog_ms=backlog_ms if told else 0.0
+        )
+        held_ms = decision.predicted[Stage.DEVICE] + decision.predicted[Stage.ENCODE]
+        free_ms = max(free_ms, now_ms) + held_ms
+        backlogs.append(backlog_ms)
+        decisions.append(decision)
+    return backlogs, decisions
+
+
+def test_requests_that_come_faster_than_the_device_computes_do_not_all_wait_for_it() -> None:
+    period_ms = 0.7 * LOCAL_MS
+    blind, _ = queue_of(slow_link(), period_ms, told=False)
+    assert max(blind) > 10 * LOCAL_MS
+    backlogs, decisions = queue_of(slow_link(), period_ms, told=True)
+    assert max(backlogs) < LOCAL_MS
+    assert {decision.is_local for decision in decisions} == {True, False}
+    assert any("wait for the device" in decision.reason for decision in decisions)
+
+
+def test_without_a_backlog_the_plan_is_the_plan() -> None:
+    world = slow_link()
+    plain = decide(world)
+    assert world.controller.decide("net", world.now_ms, backlog_ms=0.5) is plain
+    backlogs, decisions = queue_of(world, 1.5 * LOCAL_MS, told=True)
+    assert not any(backlogs)
+    assert all(decision is plain for decision in decisions)
+
+
+def test_a_backlog_moves_no_pin() -> None:
+    world = slow_link()
+    world.controller.pin("net", UNITS)
+    assert world.controller.decide("net", world.now_ms, backlog_ms=1e6).is_local
+
+
 def test_a_larger_batch_has_its_own_optimum() -> None:
     world = World(uplink_bps=6e6).connect()
     for _ in range(10):

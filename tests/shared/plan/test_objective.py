@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from shared.graph.ir import Graph
 from shared.plan.energy import Power, energy_mj
 from shared.plan.latency import Conditions, latency_ms, stage_ms
-from shared.plan.objective import Energy, Latency, Objective, Throughput, Weighted, bottleneck_ms, in_flight
+from shared.plan.objective import (
+    Energy,
+    Latency,
+    Objective,
+    Throughput,
+    Weighted,
+    bottleneck_ms,
+    in_flight,
+    with_backlog,
+)
 from shared.plan.profile import Profile
 from shared.plan.radio import RADIOS, LinkType
 from shared.plan.rows import build_rows
@@ -190,3 +199,21 @@ def test_the_cheapest_in_energy_is_not_the_fastest_here() -> None:
 def test_what_makes_no_sense_is_refused(make: object) -> None:
     with pytest.raises(ValueError, match=r"power|price|lie between"):
         make()  # type: ignore[operator]
+
+
+@given(networks(), CONDITIONS, st.floats(0.0, 1e4))
+@settings(max_examples=40, deadline=None)
+def test_a_backlog_charges_every_row_for_what_it_holds_the_device(
+    network: Network, at: Conditions, backlog_ms: float
+) -> None:
+    rows = build_rows(*network)
+    plain = Latency().score(rows, at)
+    charged = with_backlog(plain, rows, at, backlog_ms)
+    assert charged.latency_ms is plain.latency_ms
+    extra = charged.cost - plain.cost
+    reached = np.isfinite(plain.cost)
+    assert extra[rows.local] == pytest.approx(backlog_ms)  # once more what waits already
+    stages = [stage_ms(rows, row, at) for row in range(len(rows))]
+    held = [each[Stage.DEVICE] + each[Stage.ENCODE] + each[Stage.RESULT_DECODE] for each in stages]
+    for row in np.flatnonzero(reached):
+        assert extra[row] == pytest.approx(backlog_ms * held[row] / held[rows.local], rel=1e-6, abs=1e-6)
