@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from edge_agent.requests import RequestTable
 from edge_agent.result import Result
 from edge_agent.runner import Runner, Stopped, Work
 from edge_agent.served import Served
+from edge_agent.spread import Spread
 from shared.errors import (
     CodecError,
     InputMismatchError,
@@ -77,6 +79,7 @@ class Pipeline:
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._requests: dict[int, Request] = {}
+        self._spreads: defaultdict[str, Spread] = defaultdict(Spread)
         self.cloud = CloudSide(
             controller,
             table,
@@ -126,7 +129,7 @@ class Pipeline:
             now_ms=started_ms,
             deadline_ms=started_ms + budget_ms,
             on_device=decision.is_local,
-            rest_ms=_rest_ms(decision),
+            rest_ms=_rest_ms(decision) * self._spreads[served.name].factor,
             answer_ms=decision.remote_ms,
             held_bytes=input_bytes,
         )
@@ -206,13 +209,15 @@ class Pipeline:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(due_ms / 1000.0, self._on_timer)
+        self._timer = self._loop.call_at(due_ms / 1000.0, self._on_timer, due_ms)
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, due_ms: float) -> None:
         # Straight from the loop: a task would get its turn only after all that is ready before it.
         self._timer = None
+        # The loop's clock, in seconds, may come to a hair less than what is due now.
+        now_ms = max(self.now_ms(), due_ms)
         try:
-            self._perform(self.table.tick(self.now_ms(), self._runner.urgent_ms()))
+            self._perform(self.table.tick(now_ms, self._runner.urgent_ms()))
         except Exception as error:  # noqa: BLE001 - a defect, raised by the task that awaits it
             if not self._defect.done():
                 self._defect.set_exception(error)
@@ -235,6 +240,7 @@ class Pipeline:
         except _FAILURES as error:
             self._perform(self.table.prefix_failed(request.request_id, _as_suture_error(request, error)))
             return
+        self._spreads[request.served.name].add(request.prefix.compute_ms, predicted[Stage.DEVICE])
         self._perform(
             self.table.prefix_done(
                 request.request_id,
@@ -264,6 +270,7 @@ class Pipeline:
         except _FAILURES as error:
             self._perform(self.table.local_failed(request.request_id, _as_suture_error(request, error)))
             return
+        self._spreads[request.served.name].add(request.finished.compute_ms, _rest_ms(request.decision))
         self._perform(self.table.local_done(request.request_id))
 
     async def _decode(self, request: Request) -> None:

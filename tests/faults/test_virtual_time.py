@@ -48,9 +48,13 @@ PROMISED_MS = 50.0
 
 
 class SimulatedWorker:
-    """As :class:`edge_agent.runner.Runner`: one unit after the other, urgent work first."""
+    """As :class:`edge_agent.runner.Runner`: one unit after the other, urgent work first.
 
-    def __init__(self) -> None:
+    ``slowness`` is how many times longer than profiled each computation takes, in turn.
+    """
+
+    def __init__(self, slowness: Sequence[float] = (1.0,)) -> None:
+        self._slowness = itertools.cycle(slowness)
         self._order = itertools.count()
         self._waiting: list[tuple[bool, int, asyncio.Future[None]]] = []
         self._busy = False
@@ -72,37 +76,39 @@ class SimulatedWorker:
         *,
         expected_ms: float,
     ) -> Prefix:
-        await self._compute(len(cut.edge_units), work, urgent=False)
+        took_ms = await self._compute(len(cut.edge_units), work, urgent=False)
         tensors = [torch.zeros((1, 100 if cut.index == CUT else 10))] if cut.live else []
         encoded = [
             encode(tensor, codec, slot) for tensor, codec, slot in zip(tensors, codecs, cut.live, strict=True)
         ]
         outputs = {} if cut.live else {GRAPH.outputs[0]: BY_DEVICE}
         headers, payloads = [header for header, _ in encoded], [payload for _, payload in encoded]
-        return Prefix(1, tensors, outputs, headers, payloads, 0.0, 0.0, 0.0)
+        return Prefix(1, tensors, outputs, headers, payloads, 0.0, took_ms, 0.0)
 
     async def finish(self, name: str, cut: Cut, prefix: Prefix, work: Work, *, expected_ms: float) -> Answer:
         self._urgent_ms += expected_ms
         try:
-            await self._compute(len(cut.cloud_units), work, urgent=True)
+            took_ms = await self._compute(len(cut.cloud_units), work, urgent=True)
         finally:
             self._urgent_ms -= expected_ms
-        return Answer({GRAPH.outputs[0]: BY_DEVICE}, 0.0, 0.0)
+        return Answer({GRAPH.outputs[0]: BY_DEVICE}, 0.0, took_ms)
 
     async def decode(self, *_: object) -> Answer:
         return Answer({GRAPH.outputs[0]: BY_CLOUD}, 0.0, 0.0)
 
-    async def _compute(self, units: int, work: Work, *, urgent: bool) -> None:
+    async def _compute(self, units: int, work: Work, *, urgent: bool) -> float:
+        unit_ms = UNIT_MS * next(self._slowness)
         for _ in range(units):
             if work.stopped:
                 raise Stopped
             await self._turn(urgent)
-            await asyncio.sleep(UNIT_MS / 1e3)
+            await asyncio.sleep(unit_ms / 1e3)
             self._busy = False
             if self._waiting:
                 _, _, future = heapq.heappop(self._waiting)
                 self._busy = True
                 future.set_result(None)
+        return unit_ms * units
 
     async def _turn(self, urgent: bool) -> None:
         if not self._busy:
@@ -188,13 +194,13 @@ class Ended:
 
 
 async def agent_of(
-    group: asyncio.TaskGroup, behaviours: Sequence[Behaviour]
+    group: asyncio.TaskGroup, behaviours: Sequence[Behaviour], slowness: Sequence[float]
 ) -> tuple[Pipeline, SimulatedLink, asyncio.Task[None]]:
     controller = Controller(CloudLinkConfig(probe_bytes=0))
     controller.add_model("net", GRAPH, profile_of(GRAPH, [UNIT_MS] * UNITS), 0.0)
     table = RequestTable(64, 10**9, Guard())
     meter = choose_meter("model", Power(5.0, 1.5)).meter
-    pipeline = Pipeline(SimulatedWorker(), controller, table, group.create_task, meter)  # type: ignore[arg-type]
+    pipeline = Pipeline(SimulatedWorker(slowness), controller, table, group.create_task, meter)  # type: ignore[arg-type]
     pipeline.models["net"] = Served("net", GRAPH, 1000.0)
     timers = group.create_task(pipeline.run_timers())
     link = SimulatedLink(pipeline, behaviours)
@@ -207,12 +213,13 @@ async def scenario(
     requests: Sequence[tuple[float, float]],
     behaviours: Sequence[Behaviour],
     outages: Sequence[tuple[float, float]],
+    slowness: Sequence[float] = (1.0,),
 ) -> list[Ended]:
     """Requests as pauses and deadlines; outages as pauses and lengths, in ms.  Ends when all have ended."""
     loop = asyncio.get_running_loop()
     ended: list[Ended] = []
     async with asyncio.TaskGroup() as group:
-        pipeline, link, timers = await agent_of(group, behaviours)
+        pipeline, link, timers = await agent_of(group, behaviours, slowness)
 
         async def ask(deadline_ms: float) -> None:
             began_s = loop.time()
@@ -249,7 +256,7 @@ async def scenario(
 
 def run(*arguments: Any) -> list[Ended]:
     def virtual() -> asyncio.AbstractEventLoop:
-        loop: Any = looptime.new_event_loop(start=0.0)
+        loop: Any = looptime.new_event_loop(start=0.0, resolution=1e-9)
         return loop  # type: ignore[no-any-return]
 
     with asyncio.Runner(loop_factory=virtual) as runner:
@@ -306,3 +313,11 @@ def test_thirty_requests_under_a_stalled_cloud_all_make_it() -> None:
     ended = run([(0.0, 2000.0)] * 30, [Behaviour("never", 0.0, 0)], [])
     assert all(isinstance(each.end, Result) for each in ended)
     assert {each.end.where for each in ended if isinstance(each.end, Result)} == {Where.DEVICE_FALLBACK}
+
+
+def test_an_unsteady_device_begins_early_enough_once_it_is_known_to_be() -> None:
+    """Every third computation takes twice as long as profiled."""
+    ended = run([(500.0, 300.0)] * 60, [Behaviour("never", 0.0, 0)], [], (1.0, 1.0, 2.0))
+    made = [isinstance(each.end, Result) for each in ended]
+    assert not all(made[:20])
+    assert all(made[20:])
