@@ -39,6 +39,8 @@ from bench.resident import growth, resident_mb
 
 __all__ = ["main"]
 
+_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
 _TOLERANCE = 1e-4
 _INPUTS = 8
 _LOAD = 0.5
@@ -71,12 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("chaos", argv, description=(__doc__ or "").partition("\n")[0], arguments=_arguments)
     setting = _QUICK if bench.quick else _FULL
     seconds = bench.options.seconds or setting.seconds
-    bench.config = {**asdict(setting), "seconds": seconds, "load": _LOAD, "tolerance": _TOLERANCE}
+    bench.config = {
+        **asdict(setting),
+        "seconds": seconds,
+        "load": _LOAD,
+        "tolerance": _TOLERANCE,
+        "device_has_a_core_of_its_own": len(_CORES) > 1,
+    }
     with tempfile.TemporaryDirectory(prefix="suture-") as scratch:
         try:
             run(_run(bench, setting, seconds, Path(scratch)))
         except ChildError as error:
             bench.unsound(str(error))
+        finally:
+            if len(_CORES) > 1:
+                os.sched_setaffinity(0, _CORES)
     return bench.finish(show_rows=not bench.problems)
 
 
@@ -128,6 +139,9 @@ class _Stage:
         say("computing the whole network here, as the judge ...")
         answers = scratch / "answers.npz"
         await asyncio.to_thread(_compute_answers, setting.network, answers, bench.seed)
+        if len(_CORES) > 1:
+            # What a cloud does when it starts anew must not take the device's own processor from it.
+            os.sched_setaffinity(0, _CORES[:-1])
         cloud_keys, device_keys = make_keys(scratch / "keys")
         model = {"name": setting.network}
         config = configuration(model, cloud_keys, scratch / "cloud")
@@ -169,6 +183,7 @@ class _Stage:
             str(setting.stretch),
             str(answers),
             str(histories[0]),
+            cores=_CORES[-1:],
         )
         await device.ready(_PATIENCE_S)
         clients = await _child(
@@ -180,6 +195,7 @@ class _Stage:
             setting.network,
             str(answers),
             str(histories[1]),
+            cores=_CORES[-1:],
         )
         await clients.ready()
         stage = cls(bench, cloud, gate, device, clients)
@@ -286,9 +302,16 @@ class _Stage:
 
 
 async def _child(
-    stack: contextlib.AsyncExitStack, scratch: Path, name: str, module: str, *arguments: str
+    stack: contextlib.AsyncExitStack,
+    scratch: Path,
+    name: str,
+    module: str,
+    *arguments: str,
+    cores: Sequence[int] = (),
 ) -> Child:
     child = await Child.start(name, [sys.executable, "-m", module, *arguments], scratch / f"{name}.log")
+    if len(_CORES) > 1 and cores:
+        os.sched_setaffinity(child.pid, cores)
     stack.push_async_callback(child.stop)
     return child
 

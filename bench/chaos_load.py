@@ -108,6 +108,7 @@ class Load:
                 "fallback": result.fallback,
                 "cut": result.cut_index,
                 "ms": result.latency_ms,
+                "reason": result.decision.get("reason"),
                 "error": self._answers.error(number, result.outputs),
             }
         self._history.add("completed", id=request_id, **found)
