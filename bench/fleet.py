@@ -122,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _simulate(bench, network, mixed, moments)
     _judge(bench)
     if bench.options.plot is not None:
-        plot_fleet(bench.options.plot, bench.config["runs"])
+        # The last three: what comes before them are trials of the simulation itself.
+        plot_fleet(bench.options.plot, bench.config["runs"][-3:])
     return bench.finish()
 
 
