@@ -28,6 +28,7 @@ from shared.codec.transform.tables import (
     TOTAL,
     ZERO_LEVEL,
     TransformTables,
+    dtype_of,
 )
 from shared.errors import CodecError
 from shared.tensor import DType, Shape
@@ -76,7 +77,7 @@ def fit(
     finite or do not fit together.
     """
     shape = tuple(samples.shape)
-    dtype = DType.from_label(str(samples.dtype))
+    dtype = dtype_of(samples)
     if not is_fitted(dtype, shape) or shape[0] < 2:
         raise CodecError(
             f"no transform can be fitted to {dtype.label} {shape}: samples of one to three dimensions"

@@ -28,7 +28,15 @@ import torch
 
 from shared.codec.transform.coder import MAX_MAGNITUDE, Run, read_runs, write_runs
 from shared.codec.transform.models import ClassModel, class_models
-from shared.codec.transform.tables import LARGEST, LEVELS_PER_OCTAVE, PARTS, STEPS, TOTAL, TransformTables
+from shared.codec.transform.tables import (
+    LARGEST,
+    LEVELS_PER_OCTAVE,
+    PARTS,
+    STEPS,
+    TOTAL,
+    TransformTables,
+    dtype_of,
+)
 from shared.errors import CodecError
 from shared.tensor import DType, TensorSpec
 from shared.wire.frame import Buffer
@@ -112,7 +120,7 @@ def quantise(tensor: torch.Tensor, tables: TransformTables, step: int) -> npt.ND
     """
     if not 0 <= step < STEPS:
         raise ValueError(f"no step {step}; there are {STEPS}")
-    dtype = DType.from_label(str(tensor.dtype))
+    dtype = dtype_of(tensor)
     _require(tables, TensorSpec("tensor", dtype, tuple(tensor.shape), tuple(range(tensor.dim()))))
     scaled = _transform(tensor.detach().cpu(), tables, _prepared(tables), step)
     low, high = (float(end) for end in torch.aminmax(scaled))
@@ -142,8 +150,8 @@ def ideal_bits(tensor: torch.Tensor, tables: TransformTables, step: int) -> floa
 def decode(segments: Sequence[Buffer], tables: TransformTables, spec: TensorSpec) -> Decoded:
     """A new tensor with the spec's dtype, shape and strides from the first segments or from all.
 
-    Nothing is allocated before the segments' heads agree with the tables and the spec, and then some four
-    times what float32 elements of the spec's shape take.  Raises CodecError for segments that
+    Nothing is allocated before the segments' heads agree with the tables and the spec, and then no more than
+    eight times what float32 elements of the spec's shape take.  Raises CodecError for segments that
     :func:`encode` does not write, and for none.
     """
     _require(tables, spec)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -34,6 +35,7 @@ __all__ = [
     "TOTAL",
     "ZERO_LEVEL",
     "TransformTables",
+    "dtype_of",
     "tables_from_bytes",
     "tables_to_bytes",
 ]
@@ -139,6 +141,14 @@ class TransformTables:
         """The class of every pair at a step, in ``order``."""
         levels = self.level.reshape(-1)[self.order].astype(np.int32)
         return np.clip(levels - step, 0, CLASSES - 1)
+
+
+def dtype_of(tensor: torch.Tensor) -> DType:
+    """Raises CodecError for a dtype that cannot travel at all."""
+    try:
+        return DType.from_label(str(tensor.dtype))
+    except KeyError:
+        raise CodecError(f"a tensor of {tensor.dtype} cannot be coded; convert it to float32") from None
 
 
 def tables_to_bytes(tables: TransformTables) -> bytes:

@@ -135,12 +135,14 @@ def test_other_numbers_keep_their_dtype(dtype: torch.dtype) -> None:
 def test_only_tensors_of_the_tables_are_coded() -> None:
     tables, tensor = tables_of_maps(), maps(1)
     assert is_coded_by(tables, spec_of(maps(5)))
-    for other in (tensor[:, :7], tensor.half(), tensor[0], tensor[:0]):
+    for other in (tensor[:, :7], tensor.half(), tensor.long(), tensor[0], tensor[:0]):
         assert not is_coded_by(tables, spec_of(other))
         with pytest.raises(CodecError):
             encode(other, tables, 3)
         with pytest.raises(CodecError):
             decode(sent(tensor, 3), tables, spec_of(other))
+    with pytest.raises(CodecError, match="complex64"):
+        encode(tensor.to(torch.complex64), tables, 3)
     enormous = TensorSpec("t", DType.FLOAT32, (2**20, 8, 14, 14), (0, 1, 2, 3))
     with pytest.raises(CodecError, match="at most"):
         decode(sent(tensor, 3), tables, enormous)
