@@ -20,6 +20,7 @@ import argparse
 import functools
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,19 +91,21 @@ class Curve:
 
 def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("rate", argv, description=(__doc__ or "").partition("\n")[0], arguments=_arguments)
-    inputs = bench.options.inputs or (30 if bench.quick else 90)
-    steps = range(3, STEPS, 6) if bench.quick else range(0, STEPS, 2)
-    bench.config = {"inputs": inputs, "parts": _PARTS, "draws": _DRAWS, "steps": list(steps), "missing": []}
+    inputs = bench.options.inputs or (30 if bench.quick else 75)
+    steps = range(3, STEPS, 6) if bench.quick else range(2, STEPS, 3)
+    bench.config = {"inputs": inputs, "parts": _PARTS, "draws": _DRAWS, "steps": list(steps), "left_out": []}
+    deadline = time.monotonic() + 60 * bench.options.minutes
     names = bench.options.subject or (["efficientnet-lite0"] if bench.quick else list(SUBJECTS))
     with one_thread():
+        measure_times(bench)
         for name in names:
             subject = SUBJECTS[name](max(1, inputs // 15), bench.seed)
             if subject is None:
-                bench.config["missing"].append(name)
+                bench.config["left_out"].append(name)
                 bench.console.print(f"{name}: its package is not installed, see bench/METHODOLOGY.md")
                 continue
-            _examine(bench, subject, list(steps), bench.options.cuts or (2 if bench.quick else 0))
-        measure_times(bench)
+            most = bench.options.cuts or (2 if bench.quick else 0)
+            _examine(bench, subject, list(steps), most, deadline)
     _promise(bench)
     _show(bench)
     return bench.finish(show_rows=False)
@@ -111,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subject", action="append", choices=tuple(SUBJECTS), help="only this network")
     parser.add_argument("--inputs", type=int, default=0, help="about how many inputs of each network")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further cut after so long")
     parser.add_argument("--cuts", type=int, default=0, help="so many of the cuts, evenly spread; 0 for all")
 
 
@@ -137,7 +141,7 @@ def _elements(graph: Graph, cut: Cut) -> int:
     return sum(spec.numel for spec in graph.live_specs(cut, 1))
 
 
-def _examine(bench: Bench, subject: Subject, steps: Sequence[int], most: int) -> None:
+def _examine(bench: Bench, subject: Subject, steps: Sequence[int], most: int, deadline: float) -> None:
     program = load(subject.captured)
     judge = Judge(subject, program)
     sources = sorted(set(subject.sources))
@@ -152,6 +156,9 @@ def _examine(bench: Bench, subject: Subject, steps: Sequence[int], most: int) ->
     if most and len(cuts) > most:
         cuts = [cuts[index * (len(cuts) - 1) // most] for index in range(1, most + 1)]
     for cut in cuts:
+        if time.monotonic() > deadline:
+            bench.config["left_out"].append(f"{subject.name}: {cut.name}")
+            continue
         with bench.console.status(f"{subject.name}: after {cut.name}"):
             _examine_cut(bench, subject, judge, cut, parts, steps)
         bench.console.print(f"{subject.name}: after {cut.name}, {len(cut.edge_units)} units", style="dim")

@@ -41,6 +41,7 @@ FINEST_BITS = 4.5
 _MAX_BASIS_FEATURES = 512
 _MAX_GROUPED_FEATURES = 160
 _BANDS = (1, 3, 6)
+_COMPARED = 24
 _ENOUGH = 4
 _NEARLY = 1.01
 _RESOLUTION = 2.0**-20
@@ -117,6 +118,9 @@ def _cheapest(
 ) -> Geometry:
     """The one that takes the fewest bits in the half of the samples that it was not fitted to, and of those
     that take nearly as few the one with the smallest tables."""
+    # Fewer samples will do to compare by.
+    values = values[:: max(1, len(values) // _COMPARED)]
+    gradients = None if gradients is None else gradients[:: max(1, len(gradients) // _COMPARED)]
     half = len(values) // 2
     step: float | None = None
     costs = []
