@@ -238,7 +238,7 @@ class Controller:
             return
         upload_ms = late_ms + decision.predicted[Stage.UPLINK]
         explained = self._link.on_stalled(decision.payload_bytes + queued_bytes, upload_ms)
-        model.caution.on_late(late_ms, explained, now_ms)
+        model.caution.on_late(late_ms, explained, now_ms - elapsed_ms, now_ms)
         if explained:
             self._probes.on_doubt()
         self._solve_all(now_ms)
