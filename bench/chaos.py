@@ -246,9 +246,9 @@ class _Stage:
             await breaking
             await asking
         finally:
-            for task in (breaking, watching):
+            for task in (breaking, watching, asking):
                 task.cancel()
-            await asyncio.gather(breaking, watching, return_exceptions=True)
+            await asyncio.gather(breaking, watching, asking, return_exceptions=True)
 
     async def _break(self, guard: bool, began_s: float, faults: Sequence[Fault]) -> None:
         for fault in faults:

@@ -118,9 +118,51 @@ def _regret(document: Mapping[str, Any]) -> str:
 
 
 def _load(document: Mapping[str, Any]) -> str:
+    seen = (
+        f"{100 * _value(document, 'throughput at saturation over torch'):.0f} % of torch's own rate at "
+        "saturation; at three times the capacity p99 of what is accepted "
+        f"{_value(document, '300% of capacity: p99'):.0f} ms"
+    )
+    late = "300% of capacity: answers in time over those behind "
+    behind = {target["name"].removeprefix(late): target["value"] for target in document["targets"]}
+    if "handle" in behind and "http" in behind:
+        seen += (
+            f", and {behind['handle']:.1f}x the answers in time of the same tail behind a `DeploymentHandle`, "
+            f"{behind['http']:.1f}x behind Serve's HTTP proxy"
+        )
+    return seen
+
+
+def _batching(document: Mapping[str, Any]) -> str:
+    gains = {target["name"]: target["value"] for target in document["targets"]}
+    over_none, over_same = (
+        [value for name, value in gains.items() if name.endswith(f"throughput over {way}")]
+        for way in ("none", "same cut")
+    )
+    live = [1 - value for name, value in gains.items() if "real torch" in name]
     return (
-        f"{100 * _value(document, 'throughput at saturation'):.0f} % of torch's own rate at saturation; at "
-        f"three times the capacity p99 of what is accepted {_value(document, '300% of capacity'):.0f} ms"
+        f"on recorded GPU curves {min(over_none):.1f} to {max(over_none):.1f}x the requests in time of no "
+        f"batching, {min(over_same):.2f} to {max(over_same):.2f}x of batching one cut only; with torch on this "
+        f"processor {min(live):.2f} to {max(live):.2f}x"
+    )
+
+
+def _scale(document: Mapping[str, Any]) -> str:
+    rows = {row["load"]: row for row in document["rows"]}
+    meanwhile = rows["4x, before a replica more"]["on_device"]
+    return (
+        f"4x the load: a replica more after {_value(document, 'first new replica'):.1f} s, "
+        f"{_value(document, 'requests lost'):.0f} requests lost, {100 * meanwhile:.0f} % answered on the "
+        "devices meanwhile"
+    )
+
+
+def _fleet(document: Mapping[str, Any]) -> str:
+    rows = {(row["fleet"], row["since"]): row for row in document["rows"]}
+    damped, undamped = (rows[name, "all start"]["deviation"] for name in ("all alike", "all alike, undamped"))
+    return (
+        f"{document['config']['devices']:,} simulated devices, all alike: the offloaded share sways by "
+        f"{damped:.3f}, undamped by {undamped:.3f} ([picture](docs/fleet.png))"
     )
 
 
@@ -159,6 +201,21 @@ def _trace(document: Mapping[str, Any]) -> str:
     return f"mean / p99 ms on {document['config']['trace']}: {seen}"
 
 
+def _chaos(document: Mapping[str, Any]) -> str:
+    rows = {row["guard"]: row for row in document["rows"]}
+    asked = sum(row["requests"] for row in rows.values())
+    missed = ", ".join(
+        f"{rows[guard]['avoidable']} {words}"
+        for guard, words in ((True, "with the deadline guard"), (False, "without it"))
+        if guard in rows
+    )
+    return (
+        f"{asked:,} requests under {len(document['config']['faults'])} faults: "
+        f"{_value(document, 'requests without'):.0f} without an outcome, {_value(document, 'wrong'):.0f} wrong; "
+        f"missed though the device alone would have made it: {missed}"
+    )
+
+
 _HEADLINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "equality": _equality,
     "regret": _regret,
@@ -170,4 +227,8 @@ _HEADLINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "hop": _hop,
     "overhead": _overhead,
     "load": _load,
+    "chaos": _chaos,
+    "batching": _batching,
+    "scale": _scale,
+    "fleet": _fleet,
 }
