@@ -211,8 +211,8 @@ def _chaos(document: Mapping[str, Any]) -> str:
     )
     return (
         f"{asked:,} requests under {len(document['config']['faults'])} faults: "
-        f"{_value(document, 'requests without'):.0f} without an outcome, {_value(document, 'wrong'):.0f} wrong; "
-        f"missed though the device alone would have made it: {missed}"
+        f"{_value(document, 'requests without'):.0f} without an outcome, "
+        f"{_value(document, 'wrong'):.0f} wrong; missed though the device alone would have made it: {missed}"
     )
 
 
