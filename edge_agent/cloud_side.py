@@ -17,6 +17,7 @@ from edge_agent.decision import Decision
 from edge_agent.link import CloudLink
 from edge_agent.listener import LinkState
 from edge_agent.requests import RequestTable
+from edge_agent.runner import decodes_inline
 from edge_agent.served import Served
 from shared.codec import Codec
 from shared.errors import RefusedError, SutureError
@@ -169,7 +170,8 @@ class CloudSide:
     def on_answer(self, message: Message) -> None:
         now_ms = self._now_ms()
         request_id = message.request_id
-        actions = self._table.answered(request_id)
+        needs_worker = not decodes_inline(message.header.tensors)
+        actions = self._table.answered(request_id, needs_worker=needs_worker)
         request = self._requests.get(request_id)
         late = self._late.pop(request_id, None)
         if request is not None and actions:

@@ -38,6 +38,8 @@ class Entry:
     guarded: bool = True
     moving_until_ms: float = 0.0
     fallback: Fallback | None = None
+    finishing: bool = False
+    """The device computes the rest, and nobody has told it to stop."""
 
 
 _WHILE = {

@@ -171,7 +171,10 @@ class RequestTable:
     def local_failed(self, request_id: int, error: SutureError) -> list[Action]:
         """Without a cloud answer to hope for, the request ends with ``error``."""
         entry = self._entries.get(request_id)
-        if entry is None or entry.phase not in (Phase.LOCAL, Phase.RACING):
+        if entry is None:
+            return []
+        entry.finishing = False
+        if entry.phase not in (Phase.LOCAL, Phase.RACING):
             return []
         if entry.phase is Phase.RACING:
             entry.phase = Phase.SENT
@@ -189,6 +192,9 @@ class RequestTable:
     def decode_failed(self, request_id: int) -> list[Action]:
         entry = self._entries.get(request_id)
         if entry is None or entry.phase is not Phase.DECODING:
+            return []
+        if entry.finishing:
+            entry.phase = Phase.LOCAL
             return []
         return self._finish_locally(entry, Fallback.UNDECODABLE)
 
@@ -237,17 +243,20 @@ class RequestTable:
             return []
         return self._finish_locally(entry, Fallback.LINK_FULL)
 
-    def answered(self, request_id: int) -> list[Action]:
-        """A result has arrived.  Its decoding takes the worker from a local completion that races."""
+    def answered(self, request_id: int, *, needs_worker: bool = True) -> list[Action]:
+        """A result has arrived.  Where its decoding needs the worker, that is taken from a local completion
+        that races; else the race goes on until it has decoded, since an answer that does not is none."""
         self._outstanding.settle(request_id)
         entry = self._entries.get(request_id)
         if entry is None or entry.phase not in (Phase.SENT, Phase.RACING):
             self.counters.late_answers += 1
             return []
-        racing = entry.phase is Phase.RACING
         entry.phase = Phase.DECODING
         decode = Decode(request_id)
-        return [StopLocal(request_id), decode] if racing else [decode]
+        if entry.finishing and needs_worker:
+            entry.finishing = False
+            return [StopLocal(request_id), decode]
+        return [decode]
 
     def refused(self, request_id: int, error: SutureError) -> list[Action]:
         """The gateway or the replica answered with an error."""
@@ -319,6 +328,7 @@ class RequestTable:
 
     def _finish_locally(self, entry: Entry, reason: Fallback) -> list[Action]:
         entry.phase = Phase.LOCAL
+        entry.finishing = True
         entry.fallback = reason
         self.counters.local_completions += 1
         return [FinishLocally(entry.request_id)]

@@ -31,7 +31,7 @@ from shared.plan.steps import Progress, Steps, finish
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
 
-__all__ = ["UNMEASURED", "Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs"]
+__all__ = ["UNMEASURED", "Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs", "decodes_inline"]
 
 T = TypeVar("T")
 
@@ -270,7 +270,7 @@ class Runner:
             )
             return {**prefix.outputs, **decoded}, ms
 
-        if sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES:
+        if decodes_inline(headers):
             outputs, ms = body()
             return Answer(outputs, 0.0, ms)
         (outputs, ms), wait_ms = await self._worker.run(body, work, 0.0, urgent=True)
@@ -314,6 +314,11 @@ def _encode(
             encode(tensor.cpu(), codec, slot)
             for tensor, slot, codec in zip(live, cut.live, codecs, strict=True)
         ]
+
+
+def decodes_inline(headers: Sequence[TensorHeader]) -> bool:
+    """Whether an answer is decoded on the event loop, whatever the worker is at."""
+    return sum(header.payload_bytes for header in headers) <= _DECODE_INLINE_BYTES
 
 
 def decode_outputs(

@@ -193,6 +193,23 @@ def test_in_a_race_the_device_wins_if_it_ends_while_the_answer_is_decoded() -> N
     assert table.decode_done(1) == []
 
 
+def test_in_a_race_an_answer_that_does_not_decode_costs_the_device_nothing_that_it_has_done() -> None:
+    table = online_table()
+    send(table, rest_ms=300.0)
+    table.tick(700.0)
+    assert table.answered(1, needs_worker=False) == [Decode(1)]
+    assert table.decode_failed(1) == []
+    assert table.phase(1) is Phase.LOCAL
+    assert table.local_done(1) == [Complete(1, Source.DEVICE, Fallback.LATE)]
+
+    table = online_table()
+    send(table, rest_ms=300.0)
+    table.tick(700.0)
+    table.answered(1, needs_worker=False)
+    assert table.local_failed(1, InternalError("out of memory")) == []
+    assert table.decode_failed(1) == [FinishLocally(1)]
+
+
 def test_a_race_survives_the_loss_of_either_side() -> None:
     table = online_table()
     send(table, 1, rest_ms=300.0)
@@ -389,9 +406,9 @@ class Life(RuleBasedStateMachine):
         if self.table.phase(request_id) is Phase.PREFIX:
             self.perform(self.table.prefix_failed(request_id, InternalError("no")))
 
-    @rule(request_id=live)
-    def answered(self, request_id: int) -> None:
-        self.perform(self.table.answered(request_id))
+    @rule(request_id=live, needs_worker=st.booleans())
+    def answered(self, request_id: int, needs_worker: bool) -> None:
+        self.perform(self.table.answered(request_id, needs_worker=needs_worker))
 
     @rule(request_id=live, retryable=st.booleans())
     def refused(self, request_id: int, retryable: bool) -> None:
