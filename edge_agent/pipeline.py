@@ -250,6 +250,7 @@ class Pipeline:
         )
 
     def _finish_locally(self, request: Request) -> None:
+        self._perform(self.table.make_way(request.request_id, self.now_ms(), self._runner.urgent_ms()))
         self._note_overdue(request)
         request.work = Work()
         self._spawn(self._finish(request, request.work))

@@ -224,7 +224,7 @@ class RequestTable:
         wait_ms = worker_wait_ms
         for entry in self._in(Phase.RACING):
             entry.phase = Phase.LOCAL
-        for entry in self._in(Phase.SENT):
+        for entry in sorted(self._in(Phase.SENT), key=lambda entry: entry.deadline_ms):
             elsewhere_ms = math.inf if moves_in_ms is None else moves_in_ms + entry.answer_ms
             if elsewhere_ms < wait_ms + entry.rest_ms and now_ms + elsewhere_ms < entry.deadline_ms:
                 assert moves_in_ms is not None
@@ -290,11 +290,22 @@ class RequestTable:
                 entry.guarded = False  # only the cloud can still make it
                 continue
             wait_ms += entry.rest_ms
-            if entry.phase is Phase.MOVING:
-                actions += self._finish_locally(entry, Fallback.UNREACHABLE)
-                continue
-            actions += self._finish_locally(entry, Fallback.LATE)
-            entry.phase = Phase.RACING
+            actions += self._race(entry)
+        return actions
+
+    def make_way(self, request_id: int, now_ms: float, worker_wait_ms: float = 0.0) -> list[Action]:
+        """To be asked before the device begins to finish this request: what still waits for the cloud, has a
+        nearer deadline and could not be finished in time behind it, is begun before it."""
+        first = self._entries[request_id]
+        actions: list[Action] = []
+        wait_ms = worker_wait_ms
+        behind = self.guard.latest_starts(self._guarded(), now_ms, worker_wait_ms + first.rest_ms)
+        for start_ms, entry in behind:
+            done_ms = now_ms + wait_ms + entry.rest_ms
+            late = now_ms >= start_ms and entry.deadline_ms < first.deadline_ms
+            if late and done_ms <= entry.deadline_ms and done_ms + first.rest_ms <= first.deadline_ms:
+                wait_ms += entry.rest_ms
+                actions += self._race(entry)
         return actions
 
     def next_tick_ms(self, now_ms: float, worker_wait_ms: float = 0.0) -> float | None:
@@ -317,6 +328,14 @@ class RequestTable:
         return [entry for entry in self._entries.values() if entry.phase is phase]
 
     # transitions
+
+    def _race(self, entry: Entry) -> list[Action]:
+        """The device begins what the cloud may still answer."""
+        if entry.phase is Phase.MOVING:
+            return self._finish_locally(entry, Fallback.UNREACHABLE)
+        actions = self._finish_locally(entry, Fallback.LATE)
+        entry.phase = Phase.RACING
+        return actions
 
     def _send(self, entry: Entry, now_ms: float) -> list[Action]:
         if not self._outstanding.has_room(entry.payload_bytes, now_ms):

@@ -262,6 +262,27 @@ def test_overdue_requests_reserve_the_way_to_the_worker_too() -> None:
     assert table.next_tick_ms(500.0) == 960.0
 
 
+def test_a_request_that_the_cloud_refuses_early_makes_way_for_one_that_could_not_wait_for_it() -> None:
+    table = online_table()
+    send(table, 1, deadline_ms=218.0, rest_ms=70.0)
+    send(table, 2, deadline_ms=310.0, rest_ms=70.0)
+    send(table, 3, deadline_ms=400.0, rest_ms=70.0)
+    assert table.refused(2, OverloadedError("full")) == [FinishLocally(2)]
+    assert table.make_way(2, 50.0) == []  # 1 has time enough behind it
+    assert table.make_way(2, 110.0) == [FinishLocally(1)]
+    assert table.phase(1) is Phase.RACING
+    assert table.phase(3) is Phase.SENT
+    assert table.make_way(2, 110.0, worker_wait_ms=70.0) == []
+
+
+def test_no_request_makes_way_where_it_would_then_be_late_itself() -> None:
+    table = online_table()
+    send(table, 1, deadline_ms=200.0, rest_ms=70.0)
+    send(table, 2, deadline_ms=210.0, rest_ms=70.0)
+    table.refused(2, OverloadedError("full"))
+    assert table.make_way(2, 100.0) == []
+
+
 def test_requests_that_are_not_overdue_do_not_reserve_the_device() -> None:
     table = online_table(max_in_flight=8)
     for request_id in (1, 2, 3):
@@ -365,6 +386,8 @@ class Life(RuleBasedStateMachine):
             elif isinstance(action, StopLocal):
                 self.running[request_id].discard("local")
             else:
+                if isinstance(action, FinishLocally):
+                    self.perform(self.table.make_way(request_id, self.now_ms))
                 work = {RunPrefix: "prefix", FinishLocally: "local", Decode: "decode", Send: "cloud"}
                 self.running[request_id].add(work[type(action)])
 
