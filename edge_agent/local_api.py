@@ -207,7 +207,7 @@ class LocalApi:
             self._door = TokenDoor(self._context, made_token(self._token_file or default_token_file()))
             self._door.guard(self._socket)
         else:
-            _claim(Path(address))
+            _claim(Path(address), self._mode)
             mask = os.umask(0o777 & ~self._mode)  # from its first moment it is nobody else's
         try:
             self._socket.bind(self.endpoint)
@@ -243,10 +243,12 @@ def _require_loopback(endpoint: str, address: str) -> None:
     )
 
 
-def _require_own_directory(directory: Path) -> None:
-    """Make it for this user alone where it is missing; refuse one where others could replace the socket."""
+def _require_own_directory(directory: Path, socket_mode: int) -> None:
+    """Make it where it is missing, for those who may use the socket; refuse one where others could replace
+    the socket."""
+    others = (0o050 if socket_mode & 0o060 else 0) | (0o005 if socket_mode & 0o006 else 0)
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700 | others, exist_ok=True)
         status = directory.stat()
     except OSError as error:
         raise StartupError(
@@ -262,7 +264,7 @@ def _require_own_directory(directory: Path) -> None:
         )
 
 
-def _claim(path: Path) -> None:
+def _claim(path: Path, mode: int) -> None:
     """Make way for binding: ZeroMQ itself would take the path from an agent that is alive."""
     if os.fspath(path).startswith("@"):
         raise ConfigError(f"socket: {path} is an abstract name, which has no permissions; choose a path")
@@ -270,12 +272,12 @@ def _claim(path: Path) -> None:
         raise ConfigError(
             f"socket: the path {path} is longer than {_LONGEST_PATH} bytes; choose a shorter one"
         )
-    _require_own_directory(path.parent)
+    _require_own_directory(path.parent, mode)
     try:
-        mode = path.lstat().st_mode
+        there = path.lstat().st_mode
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(there):
         raise StartupError(f"socket: {path} exists and is no socket; remove it, or choose another path")
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
         try:

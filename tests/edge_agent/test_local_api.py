@@ -258,10 +258,17 @@ async def test_who_may_use_the_socket_is_configured(endpoint: str, tmp_path: Pat
         assert stat.S_IMODE((tmp_path / "agent.sock").stat().st_mode) == mode
 
 
-async def test_the_directory_of_the_socket_is_made_for_this_user_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "directory_mode"), [(0o600, 0o700), (0o660, 0o750), (0o666, 0o755)])
+async def test_the_directory_of_the_socket_is_made_for_those_who_may_use_it(
+    tmp_path: Path, mode: int, directory_mode: int
+) -> None:
     directory = tmp_path / "own"
-    async with serving(f"ipc://{directory}/agent.sock", FakeAgent()):
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    before = os.umask(0o002)
+    try:
+        async with serving(f"ipc://{directory}/agent.sock", FakeAgent(), mode=mode):
+            assert stat.S_IMODE(directory.stat().st_mode) == directory_mode
+    finally:
+        os.umask(before)
 
 
 async def test_a_directory_in_which_others_could_replace_the_socket_is_refused(
