@@ -127,8 +127,8 @@ def _load(document: Mapping[str, Any]) -> str:
     behind = {target["name"].removeprefix(late): target["value"] for target in document["targets"]}
     if "handle" in behind and "http" in behind:
         seen += (
-            f", and {behind['handle']:.1f}x the answers in time of the same tail behind a `DeploymentHandle`, "
-            f"{behind['http']:.1f}x behind Serve's HTTP proxy"
+            f", and {behind['handle']:.1f}x the answers in time of the same tail behind a `DeploymentHandle`"
+            f", {behind['http']:.1f}x behind Serve's HTTP proxy"
         )
     return seen
 
@@ -142,8 +142,8 @@ def _batching(document: Mapping[str, Any]) -> str:
     live = [1 - value for name, value in gains.items() if "real torch" in name]
     return (
         f"on recorded GPU curves {min(over_none):.1f} to {max(over_none):.1f}x the requests in time of no "
-        f"batching, {min(over_same):.2f} to {max(over_same):.2f}x of batching one cut only; with torch on this "
-        f"processor {min(live):.2f} to {max(live):.2f}x"
+        f"batching, {min(over_same):.2f} to {max(over_same):.2f}x of batching one cut only; with torch on "
+        f"this processor {min(live):.2f} to {max(live):.2f}x"
     )
 
 
