@@ -29,7 +29,7 @@ from starlette.responses import Response
 
 from bench.child import answer
 from shared.config import ServedModelConfig
-from shared.errors import OverloadedError
+from shared.errors import InternalError, OverloadedError, UnavailableError
 from shared.wire import Message
 from shared.wire.frame import Frame0
 from shared.wire.messages import Infer, MessageType
@@ -44,7 +44,7 @@ __all__ = ["HANDLE", "HTTP", "MAX_QUEUED", "application", "pin_process"]
 HANDLE, HTTP = "handle", "http"
 MAX_QUEUED = 256
 _ONGOING = 2
-_BUSY = 503
+_OK, _BUSY = 200, 503
 _PATIENCE_S = 60.0
 
 
@@ -135,8 +135,12 @@ class _Clients:
 
     async def _ask(self, way: Callable[[], Awaitable[int]]) -> None:
         began_s = time.perf_counter()
-        async with asyncio.timeout(_PATIENCE_S):
-            code = await way()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                code = await way()
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
+            print(f"no answer: {error!r}", file=sys.stderr)
+            code = int(UnavailableError.code)
         self._answers.append(((time.perf_counter() - began_s) * 1e3, code))
 
     def _figures(self, began_s: float, cpu_s: float) -> dict[str, Any]:
@@ -159,25 +163,35 @@ class _Http:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self) -> int:
-        reader, writer = (
-            self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-        )
+        reader, writer = await self._connection()
         writer.write(self._message)
         await writer.drain()
-        status = int((await reader.readline()).split()[1])
+        status_line = await reader.readline()
+        if not status_line:
+            raise ConnectionResetError("the proxy closed the connection instead of answering")
+        status = int(status_line.split()[1])
         length = 0
         while (line := (await reader.readline()).strip().lower()) != b"":
             if line.startswith(b"content-length:"):
                 length = int(line.partition(b":")[2])
         await reader.readexactly(length)
         self._idle.append((reader, writer))
-        if status not in (200, _BUSY):
-            raise ValueError(f"the proxy answers with status {status}")
-        return 0 if status == 200 else OverloadedError.code
+        if status == _OK:
+            return 0
+        return int(OverloadedError.code if status == _BUSY else InternalError.code)
 
     def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """One that is idle and that the proxy has not closed meanwhile, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
 
 async def _serve(address: str, port: int, activation: bytes) -> None:
