@@ -28,6 +28,7 @@ _TOO_SHORT_MS = 0.05
 
 _HOLD_MS = {"device": 10_000.0, "cloud": 5_000.0}
 _HALF_LIFE_MS = {"device": 15_000.0, "cloud": 5_000.0}
+_OUTDATED = 0.5
 
 
 def _fade(age_ms: float, side: str) -> float:
@@ -42,6 +43,8 @@ class _Factor:
         self._updated_ms = -math.inf
 
     def add(self, ratio: float, now_ms: float) -> None:
+        if _fade(now_ms - self._updated_ms, self._side) < _OUTDATED:
+            self._tracker.assume(self.at(now_ms))  # one more sample must not bring back what has faded
         self._tracker.add(ratio)
         self._updated_ms = now_ms
 
@@ -52,21 +55,19 @@ class _Factor:
 
 
 class _Amount:
-    """The median of the last five samples."""
+    """The median of the last five samples, each faded by its own age."""
 
     def __init__(self, side: str) -> None:
-        self._recent: deque[float] = deque(maxlen=5)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=5)
         self._side = side
-        self._updated_ms = -math.inf
 
     def add(self, amount_ms: float, now_ms: float) -> None:
-        self._recent.append(amount_ms)
-        self._updated_ms = now_ms
+        self._recent.append((amount_ms, now_ms))
 
     def at(self, now_ms: float) -> float:
         if not self._recent:
             return 0.0
-        return median(self._recent) * _fade(now_ms - self._updated_ms, self._side)
+        return median(amount_ms * _fade(now_ms - at_ms, self._side) for amount_ms, at_ms in self._recent)
 
 
 class Corrections:
