@@ -216,6 +216,18 @@ def _chaos(document: Mapping[str, Any]) -> str:
     )
 
 
+def _attack(document: Mapping[str, Any]) -> str:
+    parsers = [row for row in document["rows"] if "parser" in row]
+    floods = [row for row in document["rows"] if "flood" in row]
+    asked, answered = (sum(row[key] for row in floods) for key in ("asked", "answered"))
+    return (
+        f"{sum(row['inputs'] for row in parsers):,} hostile inputs: {sum(row['crashes'] for row in parsers)} "
+        f"crashes; under {len(floods)} floods {answered:,} of an honest device's {asked:,} requests answered, "
+        f"p99 at worst {max(row['p99_ms'] for row in floods):.0f} ms; the gateway grows by "
+        f"{max(row['grown_mib'] for row in floods):.0f} MiB"
+    )
+
+
 _HEADLINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "equality": _equality,
     "regret": _regret,
@@ -228,6 +240,7 @@ _HEADLINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "overhead": _overhead,
     "load": _load,
     "chaos": _chaos,
+    "attack": _attack,
     "batching": _batching,
     "scale": _scale,
     "fleet": _fleet,

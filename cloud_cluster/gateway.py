@@ -31,7 +31,7 @@ from cloud_cluster.parking import Parking
 from cloud_cluster.replica_side import ReplicaSide
 from cloud_cluster.serving import Serving
 from cloud_cluster.sessions import Sessions
-from cloud_cluster.sockets import Inbox, bind, require_loopback
+from cloud_cluster.sockets import Inbox, bind, let_go, require_loopback
 from shared.config import GatewayConfig, ServedModelConfig
 from shared.wire import encode_message
 from shared.wire.messages import Card, Limits
@@ -283,7 +283,7 @@ class Gateway:
             self._doorkeeper.close()
         context, self._context = self._context, None
         if context is not None:
-            await asyncio.to_thread(context.term)
+            await let_go(context)
 
     def _apply(self, actions: list[Action], now_ms: float) -> None:
         """Carry out actions in order, and those that follow from a replica found lost meanwhile."""

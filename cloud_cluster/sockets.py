@@ -8,7 +8,10 @@ a cancelled receive.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +19,16 @@ import zmq
 
 from shared.errors import ConfigError, StartupError
 
-__all__ = ["Inbox", "bind", "require_loopback", "tcp_endpoint", "try_send"]
+__all__ = ["Inbox", "bind", "let_go", "require_loopback", "tcp_endpoint", "try_send"]
+
+log = logging.getLogger("suture.sockets")
 
 Handler = Callable[[list[zmq.Frame]], None]
 
 # A socket that always has something ready must not starve the rest of the loop.
 _MESSAGES_PER_TURN = 32
 _BIND_RETRY_S = 0.1
+_LET_GO_S = 3.0
 
 # Plain numbers: pyzmq's enums cost more than the calls that they are for.
 _NOW, _NOW_AND_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
@@ -161,6 +167,29 @@ async def bind(socket: zmq.Socket[Any], host: str, port: int, purpose: str, retr
             await asyncio.sleep(_BIND_RETRY_S)
         else:
             return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+async def let_go(context: zmq.Context[Any], patience_s: float = _LET_GO_S) -> None:
+    """End a context whose sockets are all closed; after ``patience_s`` it is left to a thread that dies with
+    the process.
+
+    ZeroMQ 4.3.5 now and then waits for ever for a socket that was closed just after a peer was cut off under
+    a flood, when everything else of it has ended: nobody can do anything about it, or needs to.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def end() -> None:
+        context.term()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=end, name="end of a ZeroMQ context", daemon=True).start()
+    try:
+        async with asyncio.timeout(patience_s):
+            await ended.wait()
+    except TimeoutError:
+        log.warning("ZeroMQ has not let go of a closed socket within %g s, and is left behind", patience_s)
 
 
 def tcp_endpoint(host: str, port: int | str) -> str:

@@ -23,6 +23,7 @@ from cloud_cluster.gateway_link import GatewayLink
 from cloud_cluster.keys import ReplicaKeys
 from cloud_cluster.loops import Loops
 from cloud_cluster.pace import Pace
+from cloud_cluster.sockets import let_go
 from cloud_cluster.worker import Worker
 from shared.config import GatewayKeysConfig, ServedModelConfig
 from shared.wire import SET_CUT, Message, WireLimits
@@ -199,7 +200,7 @@ class Tail:
         if self._worker is not None:
             await self._worker.stop()
         if self._context is not None:
-            await asyncio.to_thread(self._context.term)
+            await let_go(self._context)
 
     def _socket(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
         socket: zmq.Socket[Any] = context.socket(zmq.DEALER)

@@ -139,7 +139,16 @@ class Siege:
         assert bytes(answer.payloads[0]) == payload
 
     async def throw(self, messages: Iterable[list[bytes]], at_replicas: bool = False) -> int:
-        """Send messages one after the other, each from a peer that has not been put out; how many."""
+        """Send messages one after the other, each from a peer that has not been put out; how many.
+
+        The good device's requests are served meanwhile.
+        """
+        thrown = asyncio.create_task(self._throw(messages, at_replicas))
+        while not thrown.done():
+            await self.serves()
+        return await thrown
+
+    async def _throw(self, messages: Iterable[list[bytes]], at_replicas: bool) -> int:
         endpoint = self.gateway.replica_endpoint if at_replicas else self.gateway.device_endpoint
         context, count = zmq.asyncio.Context(), 0
         try:

@@ -167,7 +167,7 @@ async def test_credits_that_are_told_again_and_again_let_no_more_be_held_than_a_
         await besieged.replica.settled()
         for request_id in range(1, 40):
             await besieged.device.infer(request_id)
-        await besieged.device.settled()
+            await besieged.device.settled()  # who does not read its refusals is forgotten
         assert besieged.device.waiting(MessageType.ERROR) == 35
         for _ in range(4):
             await besieged.replica.answer(await besieged.replica.work())

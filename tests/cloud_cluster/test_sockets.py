@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import zmq
 
-from cloud_cluster.sockets import Inbox, require_loopback, tcp_endpoint, try_send
+from cloud_cluster.sockets import Inbox, let_go, require_loopback, tcp_endpoint, try_send
 from shared.errors import ConfigError
 from tests.cloud_cluster.cloud_peers import until
 
@@ -112,3 +112,21 @@ def test_other_addresses_are_refused_unless_asked_for(host: str) -> None:
 def test_an_ipv6_address_is_bracketed() -> None:
     assert tcp_endpoint("::1", 5556) == "tcp://[::1]:5556"
     assert tcp_endpoint("127.0.0.1", "*") == "tcp://127.0.0.1:*"
+
+
+async def test_a_context_is_ended_and_one_that_does_not_end_is_left_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    await let_go(context, patience_s=0.05)
+    assert "left behind" in caplog.text
+    assert not context.closed
+    caplog.clear()
+    # What holds it up ends after all: so does the thread that waits for it.
+    socket.close()
+    await until(lambda: context.closed)
+    another = zmq.Context()
+    await let_go(another, patience_s=20)
+    assert another.closed
+    assert not caplog.records
