@@ -222,7 +222,7 @@ def _attack(document: Mapping[str, Any]) -> str:
     asked, answered = (sum(row[key] for row in floods) for key in ("asked", "answered"))
     return (
         f"{sum(row['inputs'] for row in parsers):,} hostile inputs: {sum(row['crashes'] for row in parsers)} "
-        f"crashes; under {len(floods)} floods {answered:,} of an honest device's {asked:,} requests answered, "
+        f"crashes; under {len(floods)} floods {answered:,} of a device's {asked:,} requests answered, "
         f"p99 at worst {max(row['p99_ms'] for row in floods):.0f} ms; the gateway grows by "
         f"{max(row['grown_mib'] for row in floods):.0f} MiB"
     )
