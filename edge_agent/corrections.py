@@ -64,6 +64,9 @@ class _Amount:
     def add(self, amount_ms: float, now_ms: float) -> None:
         self._recent.append((amount_ms, now_ms))
 
+    def forget(self) -> None:
+        self._recent.clear()
+
     def at(self, now_ms: float) -> float:
         if not self._recent:
             return 0.0
@@ -114,6 +117,11 @@ class Corrections:
         total = sum(measured.values())
         if Stage.OVERHEAD in measured and total > 0:  # otherwise only a part of the request was measured
             self._errors.append(abs(decision.predicted_ms - total) / total)
+
+    def on_connected(self) -> None:
+        """Forget what crossing an earlier connection took, and waiting behind it."""
+        self._network.forget()
+        self._wait.forget()
 
     def factor(self, stage: Stage, now_ms: float) -> float:
         """Measured over profiled, for ``device``, ``encode``, ``decode`` and ``cloud``."""

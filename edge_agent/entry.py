@@ -32,6 +32,7 @@ class Entry:
     rest_ms: float
     answer_ms: float
     held_bytes: int
+    spread: float = 1.0
     payload_bytes: int = 0
     phase: Phase = Phase.PREFIX
     sent_ms: float = 0.0

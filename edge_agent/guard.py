@@ -11,11 +11,12 @@ __all__ = ["Guard"]
 
 class _Sent(Protocol):
     """A request whose answer is awaited.  ``rest_ms`` predicts the device's time above the cut,
-    ``answer_ms`` the time from sending to the answer."""
+    which may be ``spread`` times as long, ``answer_ms`` the time from sending to the answer."""
 
     deadline_ms: float
     sent_ms: float
     rest_ms: float
+    spread: float
     answer_ms: float
 
 
@@ -26,7 +27,7 @@ _SentT = TypeVar("_SentT", bound=_Sent)
 class Guard:
     """When the device stops to wait for the cloud.
 
-    The local completion starts when ``predicted * margin + hop_ms + slack_ms`` is left to the deadline;
+    The local completion starts when this is left: ``predicted * spread * margin + hop_ms + slack_ms``;
     ``hop_ms`` is what the way to the worker's thread and back takes for each, beside the compute.  A request
     is overdue at ``overdue_factor`` times its predicted answer time plus ``overdue_ms``; overdue requests
     reserve the device one after the other, so that all of them make it, not only the first.  Others do
@@ -57,7 +58,7 @@ class Guard:
             overdue = self.overdue_at_ms(each) <= now_ms
             if overdue:
                 end_ms = min(end_ms, occupied_from)
-            start_ms = end_ms - each.rest_ms * self.margin - self.hop_ms
+            start_ms = end_ms - each.rest_ms * each.spread * self.margin - self.hop_ms
             if overdue:
                 occupied_from = start_ms
             starts.append((start_ms - worker_wait_ms, each))

@@ -129,7 +129,8 @@ class Pipeline:
             now_ms=started_ms,
             deadline_ms=started_ms + budget_ms,
             on_device=decision.is_local,
-            rest_ms=_rest_ms(decision) * self._spreads[served.name].factor,
+            rest_ms=_rest_ms(decision),
+            spread=self._spreads[served.name].factor,
             answer_ms=decision.remote_ms,
             held_bytes=input_bytes,
         )

@@ -96,6 +96,7 @@ class PlannedModel:
         self._reported = ReportedLoad()
         self._had_load = False
         self.caution = Caution()
+        self.corrections.on_connected()
 
     def on_card(self, card: ModelCard) -> None:
         self._candidates.on_card(card)

@@ -97,11 +97,13 @@ class RequestTable:
         rest_ms: float,
         answer_ms: float,
         held_bytes: int,
+        spread: float = 1.0,
     ) -> list[Action]:
         """Admit a request, or raise OverloadedError at once.
 
         ``on_device`` when the plan ships nothing; ``rest_ms`` predicts the device's time above the cut,
         ``answer_ms`` the time from sending to the answer; ``held_bytes`` is the size of the inputs.
+        For ``spread`` times ``rest_ms`` the guard keeps the device free.
         """
         if self._draining:
             raise RefusedError(
@@ -122,7 +124,9 @@ class RequestTable:
         if now_ms >= deadline_ms:
             raise DeadlineError("the deadline had passed before the request began; give a later one")
         self.counters.submitted += 1
-        self._entries[request_id] = Entry(request_id, deadline_ms, on_device, rest_ms, answer_ms, held_bytes)
+        self._entries[request_id] = Entry(
+            request_id, deadline_ms, on_device, rest_ms, answer_ms, held_bytes, spread
+        )
         self._held_bytes += held_bytes
         return [RunPrefix(request_id)]
 

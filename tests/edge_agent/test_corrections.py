@@ -44,6 +44,15 @@ def test_a_good_answer_does_not_bring_back_what_was_bad_long_ago() -> None:
     assert corrections.factor(Stage.CLOUD, later_ms) <= faded
 
 
+def test_another_connection_is_charged_nothing_for_the_one_before() -> None:
+    corrections, decision = Corrections(), remote()
+    for number in range(5):
+        answered(corrections, decision, 800.0, 3.0, 100.0 * number)
+    corrections.on_connected()
+    assert corrections.network_ms(500.0) == 0.0
+    assert corrections.factor(Stage.CLOUD, 500.0) == pytest.approx(3.0)
+
+
 def test_one_odd_answer_among_many_moves_nothing() -> None:
     corrections, decision = Corrections(), remote()
     for number in range(10):

@@ -47,6 +47,7 @@ def submit(
     rest_ms: float = 100.0,
     answer_ms: float = 50.0,
     held_bytes: int = 100,
+    spread: float = 1.0,
 ) -> None:
     actions = table.submit(
         request_id,
@@ -56,6 +57,7 @@ def submit(
         rest_ms=rest_ms,
         answer_ms=answer_ms,
         held_bytes=held_bytes,
+        spread=spread,
     )
     assert actions == [RunPrefix(request_id)]
 
@@ -281,6 +283,15 @@ def test_no_request_makes_way_where_it_would_then_be_late_itself() -> None:
     send(table, 2, deadline_ms=210.0, rest_ms=70.0)
     table.refused(2, OverloadedError("full"))
     assert table.make_way(2, 100.0) == []
+
+
+def test_an_unsteady_device_is_begun_earlier_and_not_given_up_earlier() -> None:
+    table = online_table()
+    submit(table, rest_ms=100.0, answer_ms=400.0, spread=3.0)
+    table.prefix_done(1, now_ms=10.0, payload_bytes=10)
+    assert table.next_tick_ms(10.0) == 700.0
+    # Late, but as steady as usual it still makes it.
+    assert table.tick(850.0) == [FinishLocally(1)]
 
 
 def test_requests_that_are_not_overdue_do_not_reserve_the_device() -> None:
