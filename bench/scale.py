@@ -37,7 +37,7 @@ _DEVICE_STRETCH = (80.0,) * 3 + (110.0,) * 4 + (150.0,) * 3
 
 _DEADLINE_MS = 4000.0
 _TARGET_QUEUE_MS = 200.0
-_BASE, _STEP = 0.3, 4.0
+_BASE, _STEP = 0.25, 4.0
 """Requests of the first phase as a share of what one replica can do, and how many times more then come."""
 
 

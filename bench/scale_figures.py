@@ -32,8 +32,9 @@ _SAME_SHARE = 0.1
 class Moments:
     """When things changed, in seconds; None for what did not happen.
 
-    ``wanted_s`` is when more replicas were meant to be than before the step, ``more_s`` when there was one
-    more, ``most_s`` when the most were there, ``fewer_s`` when after the step there were as few as before.
+    ``more_s`` is when there was a replica more than before the step, ``wanted_s`` since when that had been
+    meant to be, maybe since before the step, ``most_s`` when the most were there, ``fewer_s`` when after the
+    step there were as few as before.
     """
 
     step_s: float
@@ -54,14 +55,21 @@ class Moments:
         before = earlier[-1]["ready"] if earlier else 0
         most = max((report["ready"] for report in during), default=0)
         later = _within(reports, back_s, back_s + after_s)
+        more_s = _first(during, lambda report: report["ready"] > before)
+        wanted_s = None
+        for report in () if more_s is None else _within(reports, 0.0, more_s):
+            if report["target"] <= before:
+                wanted_s = None
+            elif wanted_s is None:
+                wanted_s = report["at_s"]
         return cls(
             before_s,
             back_s,
             back_s + after_s,
             before,
             most,
-            _first(during, lambda report: report["target"] > before),
-            _first(during, lambda report: report["ready"] > before),
+            wanted_s,
+            more_s,
             _first(during, lambda report: report["ready"] == most),
             _first(later, lambda report: report["ready"] <= before),
         )
@@ -106,9 +114,12 @@ def judge(bench: Bench, requests: Sequence[Row], reports: Sequence[Row]) -> None
     bench.target("requests that the devices' own limits turned away", by_agent, "requests", 0, "at_most")
     late = sum(each["late"] for name, each in figures.items() if "last" not in name)
     bench.target("answers after their deadline", late, "requests", 0, "at_most")
+    # One that a burst before the step had asked for was not started for the step.
+    from_s = min(moments.step_s, moments.step_s if moments.wanted_s is None else moments.wanted_s)
+    bench.config["wanted_before_the_step_s"] = moments.step_s - from_s
     bench.target(
-        "first new replica ready after the step",
-        _between(moments.step_s, moments.more_s),
+        "first new replica ready after the step, or after it was wanted if that was before",
+        _between(from_s, moments.more_s),
         "s",
         READY_WITHIN_S,
         "at_most",

@@ -74,6 +74,18 @@ def test_a_good_run_meets_every_target_and_says_how_long_a_replica_took() -> Non
     assert rows["1x again, the last seconds"]["target"] == pytest.approx(1.4)
 
 
+def test_a_replica_that_was_wanted_before_the_step_is_timed_from_then() -> None:
+    early = bench()
+    said = [
+        report | {"target": max(report["target"], 2)} if report["at_s"] >= 7.0 else report
+        for report in reports()
+    ]
+    judge(early, requests(), said)
+    (first,) = [target for target in early.targets if target.name.startswith("first new replica")]
+    assert first.value == pytest.approx(16.0 - 7.0)
+    assert early.config["wanted_before_the_step_s"] == pytest.approx(3.0)
+
+
 def test_what_was_lost_is_told_from_what_the_device_would_not_take() -> None:
     failed = {"error": "DeadlineError: late", "by_agent": False}
     asked = requests()
@@ -94,7 +106,7 @@ def test_without_a_new_replica_its_targets_are_missed() -> None:
     judge(stuck, requests(), reports(came_s=100.0, left_s=100.0))
     missed = {target.name for target in stuck.targets if not target.met}
     assert missed >= {
-        "first new replica ready after the step",
+        "first new replica ready after the step, or after it was wanted if that was before",
         "mean wait in the last seconds of the step",
         "replicas intended at the end over those before the step",
     }
