@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from cloud_cluster.torch_executor import TorchExecutor
 
-__all__ = ["HANDLE", "HTTP", "MAX_QUEUED", "application", "pin_process"]
+__all__ = ["HANDLE", "HTTP", "MAX_QUEUED", "HttpClient", "application", "pin_process"]
 
 HANDLE, HTTP = "handle", "http"
 MAX_QUEUED = 256
@@ -153,7 +153,7 @@ class _Clients:
         }
 
 
-class _Http:
+class HttpClient:
     """Connections that are kept, as many as are needed at once."""
 
     def __init__(self, port: int, activation: bytes) -> None:
@@ -170,12 +170,16 @@ class _Http:
         if not status_line:
             raise ConnectionResetError("the proxy closed the connection instead of answering")
         status = int(status_line.split()[1])
-        length = 0
+        length: int | None = None
         while (line := (await reader.readline()).strip().lower()) != b"":
             if line.startswith(b"content-length:"):
                 length = int(line.partition(b":")[2])
-        await reader.readexactly(length)
-        self._idle.append((reader, writer))
+        if length is None:
+            # A body of unknown length, as Serve's refusals have, ends with the connection at the latest.
+            writer.close()
+        else:
+            await reader.readexactly(length)
+            self._idle.append((reader, writer))
         if status == _OK:
             return 0
         return int(OverloadedError.code if status == _BUSY else InternalError.code)
@@ -199,7 +203,7 @@ async def _serve(address: str, port: int, activation: bytes) -> None:
 
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     handle = serve.get_app_handle(HANDLE)
-    http = _Http(port, activation)
+    http = HttpClient(port, activation)
 
     async def by_handle() -> int:
         try:
