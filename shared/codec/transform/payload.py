@@ -90,7 +90,7 @@ def is_coded_by(tables: TransformTables, spec: TensorSpec) -> bool:
 
 
 def encode(tensor: torch.Tensor, tables: TransformTables, step: int, segments: int = 1) -> list[bytes] | None:
-    """The segments of a batch of samples, of any strides, in fewer bytes than its elements take.
+    """The segments of a batch of samples, of any strides; packed they take fewer bytes than its elements.
 
     None where that cannot be: a value that is not finite, one that is some millions of times larger than
     what the tables were made on, or noise that takes more bytes than the elements.  Such a tensor should be
@@ -110,7 +110,8 @@ def encode(tensor: torch.Tensor, tables: TransformTables, step: int, segments: i
         runs = prepared.runs(step, start, end, symbols.shape[1])
         words = write_runs(symbols[start:end].reshape(-1), runs)
         coded.append(_HEAD.pack(_FORMAT, step, index, segments) + words.astype(_WORD, copy=False).tobytes())
-    return coded if sum(map(len, coded)) < tensor.numel() * tensor.element_size() else None
+    packed_bytes = 1 + _SIZE.size * (segments - 1) + sum(map(len, coded))
+    return coded if packed_bytes < tensor.numel() * tensor.element_size() else None
 
 
 def quantise(tensor: torch.Tensor, tables: TransformTables, step: int) -> npt.NDArray[np.int32] | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_no_coefficient_is_off_by_more_than_half_a_step() -> None:
             )
             # Half a step, and half of one more for values that are decoded off the middle.
             assert off.abs().max() <= 2 ** (step / 4) * 1.001
+
+
+def test_values_are_decoded_where_they_mostly_are_and_not_in_the_middle_of_their_step() -> None:
+    tables, tensor = tables_of_maps(), maps(8, seed=13)
+    middle = dataclasses.replace(tables, offset=np.zeros_like(tables.offset))
+    for step in (8, 14):
+        coded = sent(tensor, step)
+        at_mean, at_middle = (
+            error(decode(coded, each, spec_of(tensor)).tensor, tensor) for each in (tables, middle)
+        )
+        assert at_mean < 0.999 * at_middle
 
 
 @pytest.mark.parametrize("segments", [2, 4])
@@ -130,6 +142,16 @@ def test_other_numbers_keep_their_dtype(dtype: torch.dtype) -> None:
     coarse = encode(samples[:1], tables, STEPS - 1)
     assert coarse is not None
     decode(coarse, tables, spec_of(samples[:1]))
+
+
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_a_payload_is_never_as_large_as_the_elements(segments: int) -> None:
+    few = fit(maps(24, 2, 2, 2))
+    for scale in (0.1, 1.0, 3.0, 10.0, 100.0):
+        tensor = scale * maps(1, 2, 2, 2, seed=14)
+        for step in range(STEPS):
+            coded = encode(tensor, few, step, segments)
+            assert coded is None or len(pack(coded)) < 4 * tensor.numel()
 
 
 def test_only_tensors_of_the_tables_are_coded() -> None:
