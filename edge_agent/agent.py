@@ -249,6 +249,11 @@ class EdgeAgent:
         """Since it was entered."""
         return asyncio.get_running_loop().time() - self._entered_s
 
+    async def caught_up(self) -> None:
+        """Returns once nothing is left to measure in the background, so that it disturbs no measurement of
+        yours.  It is measured while no request is in flight: do not wait with one."""
+        await self._catching_up.done()
+
     def graph(self, model: str) -> Graph:
         return self._served(model).graph
 

@@ -94,6 +94,12 @@ class CatchingUp:
                     await self._judge(job.name, job.question)
             except UNMEASURED as error:
                 log.warning("%s: not measured, planned as before until the next start: %r", job.name, error)
+            finally:
+                self._pending.task_done()
+
+    async def done(self) -> None:
+        """Returns once there is nothing left to measure, as far as is known by then."""
+        await self._pending.join()
 
     def _ask(self, priority: int, name: str, question: Question | None) -> None:
         self._pending.put_nowait(_Job(priority, next(self._numbers), name, question))

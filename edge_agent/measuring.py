@@ -20,7 +20,7 @@ from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
 from shared.plan.steps import Steps
 from shared.plan.worth import Worth
 
-__all__ = ["Question", "gate_of", "kept_gate", "kept_profile", "most_samples", "profile_of"]
+__all__ = ["Question", "gate_of", "kept_gate", "kept_profile", "profile_of"]
 
 log = logging.getLogger("suture.agent")
 
@@ -81,7 +81,7 @@ def gate_of(
         cuts=question.cuts,
         known=known,
         enough=question.enough,
-        most=most_samples(calibration),
+        most=_most_samples(calibration),
         worth=question.worth,
     )
     if gate != known:
@@ -89,7 +89,7 @@ def gate_of(
     return gate
 
 
-def most_samples(calibration: Calibration) -> int:
+def _most_samples(calibration: Calibration) -> int:
     """How many inputs there are to judge a pair on, or may be made up for it."""
     return MOST_SAMPLES if calibration.synthetic else len(calibration.samples)
 

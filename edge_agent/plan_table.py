@@ -146,7 +146,7 @@ def _verdict(explanation: Explanation) -> list[str]:
     needed = [each.inputs_needed for each in explanation.candidates if each.inputs_needed is not None]
     if needed:
         lines.append(
-            f"           {len(needed)} of them on too few inputs: {min(needed)} would do for the first; "
+            f"           {len(needed)} of them on too few inputs: {min(needed)} might do for the first; "
             "name more under calibration:"
         )
     for index, switch in enumerate(explanation.switches):

@@ -125,7 +125,7 @@ def _reason(
     if gate is not None:
         fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
         if fidelity is None:
-            return "not judged yet: lossy codecs that are unlikely to win are measured while nobody waits"
+            return "not judged yet: unlikely to win, so an agent judges it while nobody waits"
         if fidelity.shown < constraints.min_agreement:
             needed = fidelity.needed(gate.key.agreement, constraints.min_agreement)
             return f"min_agreement: {_too_little(fidelity, constraints.min_agreement, needed)}"
@@ -142,7 +142,7 @@ def _too_little(fidelity: Fidelity, enough: float, needed: int | None) -> str:
         f"{fidelity.agreement:.3f} on {fidelity.samples} inputs shows {fidelity.at_least:.4f} only, "
         f"below {enough:.3f}"
     )
-    return shown if needed is None else f"{shown}; some {needed} such inputs would show it"
+    return shown if needed is None else f"{shown}; some {needed} such inputs might show it"
 
 
 def _are_allowed(rows: Rows, row: int, allowed: Sequence[Codec]) -> bool:

@@ -90,34 +90,50 @@ def is_hopeless(agreement: Agreement, at_least: float, count: int, enough: float
         return at_least < enough
     if enough >= 1.0:
         return True
-    events, in_all = _events(agreement, count), _events(agreement, most)
-    mean = (1.0 - at_least) / _bound_per_mean(agreement, events)
-    if agreement == "top1":  # the rate is events over a total, which is less where the total is more
-        rarest = mean * erlang_quantile(events, 1 - _FUTILE) / events
+    in_all = _events(agreement, most)
+    _, rarest = _mean_and_least(agreement, at_least, count)
+    if agreement == "top1":
         luckiest = in_all / erlang_quantile(in_all, _FUTILE)
     else:
-        rarest = mean * events / erlang_quantile(events, _FUTILE)
         luckiest = erlang_quantile(in_all, 1 - _FUTILE) / in_all
     return rarest * luckiest * _bound_per_mean(agreement, in_all) > 1.0 - enough
 
 
 def answers_needed(agreement: Agreement, at_least: float, count: int, enough: float) -> int | None:
-    """About how many answers it takes to show ``enough``, to two digits, if all are as the ``count`` that
-    showed ``at_least``; None when no number of such answers would."""
-    mean = (1.0 - at_least) / _bound_per_mean(agreement, _events(agreement, count))
+    """About how many answers it may take to show ``enough``, to two digits; None when no number would.
 
-    def shown_by(events: int) -> bool:
-        return mean * _bound_per_mean(agreement, events) <= 1.0 - enough
+    All are taken to be as the ``count`` that showed ``at_least``; or, where such would never do but ``count``
+    are too few to say, as good as these allow with a confidence of 95%.
+    """
+    mean, rarest = _mean_and_least(agreement, at_least, count)
+    for each, most_events, least in ((mean, _MOST_EVENTS, count), (rarest, _EXACT_EVENTS, 2 * count)):
+        events = _events_needed(agreement, each, 1.0 - enough, most_events)
+        if events is not None:
+            needed = max(least, events if agreement == "cosine" else round(events / _USED_SHARE))
+            digit: int = 10 ** max(0, len(str(needed)) - 2)
+            return -(-needed // digit) * digit
+    return None
 
-    if mean >= 1.0 - enough or not shown_by(_MOST_EVENTS):
+
+def _events_needed(agreement: Agreement, mean: float, bound: float, most: int) -> int | None:
+    """The fewest events that show a mean to be at most ``bound``; None when more than ``most``."""
+    if mean * _bound_per_mean(agreement, most) > bound:
         return None
-    low, high = 0, _MOST_EVENTS
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if shown_by(middle) else (middle, high)
-    needed = max(count, high if agreement == "cosine" else round(high / _USED_SHARE))
-    digit: int = 10 ** max(0, len(str(needed)) - 2)
-    return -(-needed // digit) * digit
+        enough = mean * _bound_per_mean(agreement, middle) <= bound
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _mean_and_least(agreement: Agreement, at_least: float, count: int) -> tuple[float, float]:
+    """The share of changes, or the mean of 1 - cosine, behind a bound, and the least that it may be."""
+    events = _events(agreement, count)
+    mean = (1.0 - at_least) / _bound_per_mean(agreement, events)
+    if agreement == "top1":  # events over a total, which is less where the total is more
+        return mean, mean * erlang_quantile(events, 1 - _FUTILE) / events
+    return mean, mean * events / erlang_quantile(events, _FUTILE)
 
 
 def _events(agreement: Agreement, count: int) -> int:

@@ -143,3 +143,22 @@ class Deep(nn.Module):
 def deep() -> tuple[nn.Module, tuple[torch.Tensor]]:
     torch.manual_seed(8)
     return Deep().eval(), (torch.randn(1, 600),)
+
+
+class Twins(nn.Module):
+    """Two images in, each of which is made small at once and then looked at for long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_small, self.right_small = (nn.Conv2d(3, 4, 8, stride=8) for _ in range(2))
+        self.left, self.right = (nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(5))) for _ in range(2))
+        self.top = nn.Linear(8, 5)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen = [self.left(self.left_small(left)), self.right(self.right_small(right))]
+        return self.top(torch.cat([each.mean((2, 3)) for each in seen], dim=1))
+
+
+def twins() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(9)
+    return Twins().eval(), (torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 64))

@@ -139,7 +139,7 @@ async def test_lossy_codecs_batches_and_the_planners_own_choice(cache_dir: Path)
     async with InProcessCloud(cloud_config(cache_dir, model("photos"))) as cloud:
         config = agent_config(cache_dir, cloud.device_endpoint, model("photos"))
         async with EdgeAgent.from_config(config) as agent:
-            await eventually(lambda: "not judged yet" not in agent.explain("photos").exclusions)
+            await agent.caught_up()
             agent.pin("photos", 3, Codec.UINT8_ZSTD)
             result = await agent.infer("photos", IMAGE)
             assert result.codec == "uint8+zstd"

@@ -251,6 +251,17 @@ def test_a_map_names_its_winners(tmp_path: Path) -> None:
         draw_map(planned.problem, planned.explanation, taken)
 
 
+def test_the_table_says_how_many_inputs_are_missing() -> None:
+    planned, _ = shrinking_chain()
+    explanation = planned.explanation
+    assert "too few inputs" not in render(explanation, (), show_all=False)
+    first, second, *others = explanation.candidates
+    lacking = replace(first, excluded="min_agreement: few", inputs_needed=1800)
+    also = replace(second, excluded="min_agreement: few", inputs_needed=130)
+    text = render(replace(explanation, candidates=(lacking, also, *others)), (), show_all=False)
+    assert "2 of them on too few inputs: 130 might do for the first" in text
+
+
 def test_the_table_has_a_column_for_every_stage_and_no_number_is_cut_off() -> None:
     planned, _ = shrinking_chain()
     text = render(planned.explanation, planned.facts.values(), show_all=True)

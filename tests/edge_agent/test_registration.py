@@ -11,14 +11,11 @@ import pytest
 
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent
-from edge_agent.judging import lossy_forms
-from shared.codec import Codec, Form
+from shared.codec import Form
 from shared.errors import ConfigError
-from shared.plan.constraints import Constraints
 from shared.plan.gate import Gate
 from tests.edge_agent import edge_networks as networks
 from tests.edge_agent.agents import NOWHERE, agent_config, cloud_config, model
-from tests.edge_agent.fake_gateway import eventually
 
 IMAGE = networks.BATCH_ONE.numpy()
 
@@ -74,7 +71,7 @@ async def test_a_lossy_pair_is_a_candidate_only_where_it_was_shown_to_keep_the_a
     async with InProcessCloud(cloud_config(tmp_path, model("calls"))) as cloud:
         config = agent_config(tmp_path, cloud.device_endpoint, model("calls", **settings))
         async with EdgeAgent.from_config(config) as agent:
-            await eventually(lambda: "not judged yet" not in agent.explain("calls").exclusions)
+            await agent.caught_up()
             explanation = agent.explain("calls")
             candidates = explanation.candidates
             shown = {
@@ -104,12 +101,22 @@ async def test_a_lossy_pair_is_a_candidate_only_where_it_was_shown_to_keep_the_a
             assert told["candidates"][told["winner"]]["excluded"] == ""
 
 
-def test_only_forms_that_may_be_used_are_judged() -> None:
-    assert lossy_forms(Constraints()) == (Form.HALF, Form.UINT8, Form.INT4)
-    assert lossy_forms(Constraints(codecs=(Codec.FLOAT32_ZSTD, Codec.UINT8, Codec.UINT8_LZ4))) == (
-        Form.UINT8,
-    )
-    assert lossy_forms(Constraints(codecs=(Codec.FLOAT32,))) == ()
+async def test_what_was_left_at_the_start_is_judged_while_nobody_waits_and_kept(tmp_path: Path) -> None:
+    config = agent_config(tmp_path, NOWHERE, model("photos", calibration={"samples": 2}))
+    async with EdgeAgent.from_config(config) as agent:
+        sends = {
+            cut.live
+            for cut in agent.graph("photos").cuts
+            if any(agent.graph("photos").values[slot].dtype.is_float for slot in cut.live)
+        }
+        await agent.caught_up()
+    (gate,) = gates_in(tmp_path)
+    assert set(gate.measured) == sends
+    assert all(set(forms) == {Form.HALF, Form.UINT8, Form.INT4} for forms in gate.measured.values())
+    before = gates_in(tmp_path)
+    async with EdgeAgent.from_config(config) as agent:
+        await agent.caught_up()
+        assert gates_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(("codecs", "forms"), [(["float32", "uint8"], {Form.UINT8}), (["float32+lz4"], None)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import torch
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent
 from edge_agent.result import Where
+from edge_agent.runner import Runner
 from shared.codec import Codec
 from shared.graph import Cut, Graph
+from shared.plan.profile import Profile
 from shared.wire import SET_CUT, Message, MessageType
 from shared.wire.messages import Card, Limits, ModelCard
 from tests.edge_agent import edge_networks as networks
@@ -100,10 +104,11 @@ async def test_a_card_starts_the_search_and_what_it_finds_is_judged_and_used(
 
             if codecs is None:
                 await eventually(judged)
+            await agent.caught_up()
             agent.pin("towers", cut, Codec.FLOAT32_ZSTD)
             sent: list[Message] = []
             gateway.on_infer = sent.append
-            result = await agent.infer("towers", torch.randn(1, 12), deadline_ms=300)
+            result = await agent.infer("towers", torch.randn(1, 12), deadline_ms=2000)
             assert (result.where, result.cut_index) == (Where.DEVICE_FALLBACK, -1)  # nobody answered
             (infer,) = sent
             assert infer.type is MessageType.INFER
@@ -127,3 +132,28 @@ async def test_a_network_without_branches_has_none_and_a_pinned_cut_leaves_none_
         async with EdgeAgent.from_config(config):
             await eventually(lambda: searched)
     assert searched == ["photos"]
+
+
+class Slow(Runner):
+    """By its profile a device on which every unit takes 20 ms."""
+
+    async def profile(self, name: str, *args: Any, **kwargs: Any) -> Profile:
+        profile = await super().profile(name, *args, **kwargs)
+        return replace(profile, unit_ms=(20.0,) * len(profile.unit_ms))
+
+
+async def test_a_wide_cut_is_chosen_where_it_is_best_and_gives_the_right_answer(tmp_path: Path) -> None:
+    twins = model("twins", codecs=["float32"], input_never_leaves=True, calibration={"samples": 1})
+    images = torch.randn(2, 1, 3, 64, 64)
+    async with InProcessCloud(cloud_config(tmp_path, model("twins"))) as cloud:
+        config = agent_config(tmp_path, cloud.device_endpoint, twins)
+        async with EdgeAgent.from_config(config, runner_factory=Slow) as agent:
+            await eventually(lambda: agent.decision("twins").cut.index < 0)
+            result = await agent.infer("twins", *images)
+            names = [unit.name for unit in agent.graph("twins").units]
+            edge = {names[unit] for unit in agent.decision("twins").cut.edge_units}
+    assert edge == {"left_small conv2d", "right_small conv2d"}
+    assert (result.where, result.cut_index, result.fallback) == (Where.SPLIT, -1, None)
+    assert result.uplink_bytes == 2 * 4 * 8 * 8 * 4
+    want = eager(networks.twins, *images).numpy()
+    np.testing.assert_allclose(result.outputs, want, rtol=1e-5, atol=1e-6)

@@ -60,7 +60,7 @@ def test_a_pair_below_the_agreement_or_never_measured_is_out() -> None:
     reasons = {each.reason for each in constrain(ROWS, GRAPH, Constraints(), gate)[1]}
     assert reasons == {
         "min_agreement: 0.950 is below 0.990",
-        "not judged yet: lossy codecs that are unlikely to win are measured while nobody waits",
+        "not judged yet: unlikely to win, so an agent judges it while nobody waits",
     }
 
 
@@ -231,6 +231,7 @@ def test_agreement_that_was_seen_but_not_shown_is_not_enough() -> None:
     assert (1, Codec.FLOAT16) in pairs
     assert (1, Codec.UINT8) not in pairs
     reasons = {each.reason for each in constrain(ROWS, GRAPH, Constraints(min_agreement=0.99), gate)[1]}
-    assert "min_agreement: 1.000 on 16 inputs shows 0.9700 only, below 0.990" in reasons  # nor would more
+    few = "min_agreement: 1.000 on 16 inputs shows 0.9700 only, below 0.990"
+    assert f"{few}; some 32 such inputs might show it" in reasons
     seen = "min_agreement: 1.000 on 64 inputs shows 0.9850 only, below 0.990"
-    assert f"{seen}; some 1800 such inputs would show it" in reasons
+    assert f"{seen}; some 1800 such inputs might show it" in reasons

@@ -168,6 +168,24 @@ def test_the_gate_is_in_the_table() -> None:
         expected = {Form.EXACT: 1.0, Form.HALF: 1.0, Form.UINT8: 0.995, Form.INT4: 0.8}[form]
         assert each.agreement == expected
         assert each.excluded.startswith("min_agreement: 0.800") == (form is Form.INT4)
+        assert each.inputs_needed is None  # all of them were asked
+
+
+def test_where_inputs_are_too_few_it_is_said_how_many_would_do() -> None:
+    graph, rows = small()
+    few = {form: Fidelity(1.0, 0.01, 0.98, 1.0, 16) for form in (Form.HALF, Form.UINT8, Form.INT4)}
+    gate = Gate(GateKey("sha256:1", "example", "top1"), 16, {cut.live: few for cut in graph.cuts[1:-1]})
+    for constraints in (Constraints(min_agreement=0.99), Constraints(min_agreement=0.9)):
+        explanation = explain(rows, graph, AT, gate=gate, constraints=constraints)
+        lossy = [each for each in explanation.candidates if each.agreement_shown == 0.98]
+        assert lossy
+        for each in lossy:
+            if constraints.min_agreement == 0.99:
+                assert each.inputs_needed is not None
+                assert each.inputs_needed > 16
+                assert f"some {each.inputs_needed} such inputs might show it" in each.excluded
+            else:
+                assert (each.inputs_needed, each.excluded) == (None, "")
 
 
 def test_a_pinned_cut_wins_over_a_cheaper_local_row_while_the_cloud_is_there() -> None:
