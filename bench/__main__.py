@@ -24,6 +24,7 @@ _BENCHES = {
     "load": 5.0,
     "batching": 4.0,
     "scale": 3.5,
+    "decode_ahead": 1.0,
     "fleet": 4.0,
     "solver": 2.0,
     "predict": 2.0,

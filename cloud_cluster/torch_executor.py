@@ -19,6 +19,7 @@ from cloud_cluster.precision import FLOAT32, Precision, choose_precision, comput
 from cloud_cluster.staging import Sent, Staging, staging_for
 from shared.calibration import calibrate
 from shared.codec import Codec, decode, encode
+from shared.codec.threads import one_thread
 from shared.config import ServedModelConfig
 from shared.errors import CodecError, InputMismatchError, ProtocolError, RefusedError
 from shared.graph import Cut, Graph, Program, load
@@ -65,7 +66,6 @@ class TorchExecutor:
         self._device = program.device
         self._staging = staging or staging_for(program.device)
         self._precision = precision
-        # On a CPU there is no core to spare for it (bench.decode_ahead).
         self.decodes_ahead = program.device.type == "cuda"
         self.curves = curves
         self.max_batch = max_batch
@@ -86,7 +86,10 @@ class TorchExecutor:
         most = source.max_batch if places else 1
         with computed_in(precision, program.device):
             curves = measured_curves(program, sample, source, cache_dir, repeats, most, precision.name)
-        return cls(program, curves, places, min(most, curves.batches[-1]), precision)
+        executor = cls(program, curves, places, min(most, curves.batches[-1]), precision)
+        # Where torch has all that is reserved, the second thread would take a core from somebody else.
+        executor.decodes_ahead |= source.num_cpus >= source.torch_threads + 1
+        return executor
 
     @property
     def digest(self) -> str:
@@ -120,12 +123,12 @@ class TorchExecutor:
 
     def decode(self, job: Job) -> None:
         body: _Body = job.body
-        body.tensors = self._staging.send(
-            [
+        with one_thread():
+            tensors = [
                 decode(header, payload, spec, share=True)
                 for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
             ]
-        )
+        body.tensors = self._staging.send(tensors)
         body.payloads = ()
 
     def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:
@@ -162,7 +165,10 @@ class TorchExecutor:
     def _encoded(self, body: _Body, outputs: dict[int, torch.Tensor]) -> Outcome:
         began = time.perf_counter()
         slots = self._graph.output_slots_of(body.cut)
-        encoded = [encode(self._as_promised(outputs[slot], slot), body.reply_codec, slot) for slot in slots]
+        with one_thread():
+            encoded = [
+                encode(self._as_promised(outputs[slot], slot), body.reply_codec, slot) for slot in slots
+            ]
         return Outcome(
             tensors=[header for header, _ in encoded],
             payloads=[payload for _, payload in encoded],
