@@ -19,6 +19,8 @@ from cloud_cluster.precision import FLOAT32, Precision, choose_precision, comput
 from cloud_cluster.staging import Sent, Staging, staging_for
 from shared.calibration import calibrate
 from shared.codec import Codec, decode, encode
+from shared.codec.network_tables import NetworkTables
+from shared.codec.threads import one_thread
 from shared.config import ServedModelConfig
 from shared.errors import CodecError, InputMismatchError, ProtocolError, RefusedError
 from shared.graph import Cut, Graph, Program, load
@@ -58,6 +60,7 @@ class TorchExecutor:
         max_batch: int = 1,
         precision: Precision = FLOAT32,
         staging: Staging | None = None,
+        tables: NetworkTables | None = None,
     ) -> None:
         self._program = program
         self._graph: Graph = program.graph
@@ -65,6 +68,7 @@ class TorchExecutor:
         self._device = program.device
         self._staging = staging or staging_for(program.device)
         self._precision = precision
+        self._tables = tables
         # On a CPU there is no core to spare for it (bench.decode_ahead).
         self.decodes_ahead = program.device.type == "cuda"
         self.curves = curves
@@ -86,7 +90,8 @@ class TorchExecutor:
         most = source.max_batch if places else 1
         with computed_in(precision, program.device):
             curves = measured_curves(program, sample, source, cache_dir, repeats, most, precision.name)
-        return cls(program, curves, places, min(most, curves.batches[-1]), precision)
+        most = min(most, curves.batches[-1])
+        return cls(program, curves, places, most, precision, tables=model.tables)
 
     @property
     def digest(self) -> str:
@@ -95,6 +100,10 @@ class TorchExecutor:
     @property
     def precision(self) -> str:
         return str(self._precision)
+
+    @property
+    def tables_digest(self) -> str:
+        return "" if self._tables is None else self._tables.digest
 
     @property
     def unit_ms(self) -> Sequence[float]:
@@ -120,12 +129,13 @@ class TorchExecutor:
 
     def decode(self, job: Job) -> None:
         body: _Body = job.body
-        body.tensors = self._staging.send(
-            [
-                decode(header, payload, spec, share=True)
+        tables = {} if self._tables is None else self._tables.by_slot
+        with one_thread():
+            tensors = [
+                decode(header, payload, spec, tables.get(header.slot), share=True)
                 for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
             ]
-        )
+        body.tensors = self._staging.send(tensors)
         body.payloads = ()
 
     def run(self, parts: Sequence[Job | Any], units: Sequence[int]) -> tuple[Running, float]:

@@ -70,12 +70,18 @@ async def register(
 
     report("capture", 0, 1)
     model = await runner.call(partial(resolve, source, config.cache_dir))
-    graph = await runner.load(source.name, model.captured)
+    graph = await runner.load(source.name, model.captured, model.tables)
     calibration = await runner.call(partial(calibrate, model, source.calibration))
     if calibration.synthetic:
         log.warning(
             "%s: calibration: synthetic; what its plans say of payloads and agreement was measured on "
             "made-up inputs, so name typical ones under calibration: in its configuration",
+            source.name,
+        )
+    if model.tables is not None and len(calibration.fitted) == len(calibration.samples):
+        log.warning(
+            "%s: its transform tables were fitted to all of its calibration inputs, so that nothing says how "
+            "well they do on others: the transform is not used; name more inputs under calibration:",
             source.name,
         )
     constraints = constraints_of(source)

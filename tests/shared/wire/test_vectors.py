@@ -375,7 +375,7 @@ class TestDocument:
         }
 
     def test_codecs(self):
-        rows = re.findall(r"^\| `0x([0-9a-f]{2})` \| ([\w+]+) \|", section("Codec ids"), re.M)
+        rows = re.findall(r"^\| `0x([0-9a-f]{2})` \| ([\w+-]+) \|", section("Codec ids"), re.M)
         assert {int(number, 16): label for number, label in rows} == {
             int(codec): codec.label for codec in Codec
         }
