@@ -1,6 +1,10 @@
 """The transform behind encode and decode: as any other codec, and a typed error for all else."""
 
+import struct
+from pathlib import Path
+
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +12,9 @@ from hypothesis import strategies as st
 
 from shared.codec import TRANSFORMS, Codec, decode, encode, max_payload_bytes
 from shared.codec.threads import one_thread
+from shared.codec.transform import tables_from_bytes, tables_to_bytes
 from shared.errors import CodecError
+from shared.wire.messages import TensorHeader
 from tests.shared.codec.transform.samples import maps, spec_of, tables_of_maps
 
 
@@ -92,3 +98,40 @@ def test_damage_is_a_codec_error_or_a_tensor_of_the_spec(codec, data):
     except CodecError:
         return
     assert decoded.shape == tensor.shape
+
+
+VECTOR = Path(__file__).parents[3] / "tests" / "vectors" / "payload-transform-map.v1.bin"
+
+
+def test_the_golden_payload_is_read_by_its_golden_tables():
+    """Its frames, as in test_payload_vectors.py: tables, tensor header, payload, elements."""
+    data, frames = VECTOR.read_bytes(), []
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        frames.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    tables, header = tables_from_bytes(frames[0]), msgspec.msgpack.decode(frames[1], type=TensorHeader)
+    assert tables_to_bytes(tables) == frames[0]
+    shape = tuple(header.shape)
+    decoded = decode(header, frames[2], spec_of(torch.zeros(shape), tuple(header.order)), tables)
+    elements = np.frombuffer(frames[3], dtype="<f4").reshape(shape)
+    # Another machine may sum in another order.
+    np.testing.assert_allclose(decoded.numpy(), elements, atol=1e-4)
+    again, payload = encode(decoded, Codec(header.codec), header.slot, tables)
+    assert again.codec == header.codec
+    assert len(payload) == pytest.approx(len(frames[2]), rel=0.1)
+
+
+if __name__ == "__main__":
+    # Made once; it is never rewritten.
+    if not VECTOR.exists():
+        made = maps(2, seed=7)
+        made_header, made_payload = encode(made, Codec.TRANSFORM_4, 5, tables_of_maps())
+        made_decoded = decode(made_header, made_payload, spec_of(made), tables_of_maps())
+        parts = (
+            tables_to_bytes(tables_of_maps()),
+            msgspec.msgpack.encode(made_header),
+            bytes(made_payload),
+            made_decoded.numpy().tobytes(),
+        )
+        VECTOR.write_bytes(b"".join(struct.pack("<I", len(part)) + part for part in parts))
