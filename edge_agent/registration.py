@@ -14,6 +14,7 @@ from edge_agent.judging import first_question, lossy_forms
 from edge_agent.measuring import kept_gate, kept_profile
 from edge_agent.runner import Runner
 from shared.calibration import Calibration, calibrate
+from shared.codec import TRANSFORMS
 from shared.config import AgentConfig, ModelConfig
 from shared.errors import ConfigError, PlanError
 from shared.graph import Graph
@@ -85,6 +86,12 @@ async def register(
             source.name,
         )
     constraints = constraints_of(source)
+    if model.tables is None and constraints.codecs and set(TRANSFORMS).intersection(constraints.codecs):
+        log.warning(
+            "%s: its codecs name the transform, which is not used without tables: make them with "
+            "`edge-agent fit` and name them as transform_tables:",
+            source.name,
+        )
     forms = lossy_forms(constraints)
     predicted = await runner.call(
         partial(_predicted, runner, source.name, calibration, config.cache_dir, bool(forms))
