@@ -14,6 +14,7 @@ import torch
 
 from cloud_cluster.in_process import InProcessCloud
 from edge_agent import EdgeAgent, runner
+from edge_agent.actions import Fallback
 from edge_agent.commands import write_bundle
 from edge_agent.fit_command import fit_tables
 from edge_agent.result import Where
@@ -25,6 +26,8 @@ from shared.errors import ConfigError, PlanError
 from shared.models import TABLES_FILE, resolve
 from tests.edge_agent import edge_networks as networks
 from tests.edge_agent.agents import NOWHERE, agent_config, cloud_config, eager
+
+pytestmark = pytest.mark.slow
 
 CALIBRATION = {"factory": "tests.edge_agent.edge_networks:views", "samples": 24}
 NAME = "landscapes"
@@ -189,8 +192,8 @@ async def test_a_damaged_payload_is_refused_and_the_device_completes(
             await pin(agent, 2, Codec.TRANSFORM_1)
             monkeypatch.setattr(runner, "encode", damaging)
             result = await agent.infer(NAME, UNSEEN[0])
-            assert result.where is Where.DEVICE
-            assert result.fallback is not None
+            assert result.where is Where.DEVICE_FALLBACK
+            assert result.fallback is Fallback.CLOUD_ERROR
             assert off_by(result.outputs, eager(networks.landscapes, UNSEEN[0])) < 1e-4
 
 
