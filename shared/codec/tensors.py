@@ -90,7 +90,7 @@ def decode(
     """A new CPU tensor with the spec's dtype and shape and the strides of the header's order.
 
     Nothing is allocated before header, payload and spec agree, and then no more than twice the spec's
-    size, or for the transform some four times what its elements take as float32.  The tensor owns its
+    size, or for the transform eight times what its elements take as float32.  The tensor owns its
     memory: the payload may be released, the tensor may be written to.  With ``share`` it may instead be a
     view of the payload, which it keeps: neither may be written to, and its memory may be less aligned than
     torch's own, on which kernels may round differently.
