@@ -14,7 +14,9 @@ from shared.codec import Codec, Form
 
 __all__ = ["BOUND", "Judge"]
 
-BOUND = {Form.EXACT: 1e-4, Form.HALF: 1e-2, Form.UINT8: 0.15, Form.INT4: 0.5}
+BOUND = {Form.EXACT: 1e-4, Form.HALF: 1e-2, Form.UINT8: 0.15, Form.INT4: 0.5} | {
+    form: 1.0 for form in Form if form.is_transform
+}
 """Greatest error of an answer over its greatest value, by what the codec keeps."""
 
 

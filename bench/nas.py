@@ -189,7 +189,7 @@ class _Builder:
             one = spec.at(1)
             density = float(self._rng.uniform(0.6, 1.4))  # how much of it is not zero
             payloads[slot] = {
-                codec: self._cost(codec, one.numel, density, one.dtype is DType.FLOAT32) for codec in Codec
+                codec: self._cost(codec, one.numel, density, one.dtype is DType.FLOAT32) for codec in _RATES
             }
         return Profile(
             key=ProfileKey(graph.digest, "made-up", 1, "none", machine="made-up"),

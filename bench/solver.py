@@ -49,7 +49,7 @@ from shared.wire.messages import LoadReport, ModelCard, ModelLoad
 __all__ = ["CLOUD_FACTOR", "RESOLUTION", "Gap", "gaps", "main", "random_conditions", "resolve_us"]
 
 CLOUD_FACTOR = 10.0
-CODECS = tuple(Codec)
+CODECS = tuple(codec for codec in Codec if not codec.form.is_transform)
 RESOLUTION = 1e-6
 NAS_UNITS = (300, 1500)
 

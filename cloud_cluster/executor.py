@@ -94,6 +94,11 @@ class BatchExecutor(Protocol):
         ...
 
     @property
+    def tables_digest(self) -> str:
+        """Of the transform's tables that it decodes with; "" without any."""
+        ...
+
+    @property
     def decodes_ahead(self) -> bool:
         """Whether requests had better be decoded while others compute."""
         ...
@@ -146,6 +151,7 @@ class _OneByOne:
         self.curves = BatchCurves.flat(executor.unit_ms)
         self.max_batch = 1
         self.precision = ""
+        self.tables_digest = ""
         self.decodes_ahead = False
 
     def place_from(self, unit: int) -> int:

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from shared.errors import DigestMismatchError, ProtocolError, UnknownModelError
 from shared.wire.frame import SET_CUT
 from shared.wire.messages import ModelCard, ReplicaHello
@@ -49,6 +51,7 @@ class Version:
     tail_ms: list[float] = field(default_factory=list)
     replicas: dict[bytes, list[float]] = field(default_factory=dict)
     precisions: dict[bytes, str] = field(default_factory=dict)
+    tables: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,6 +60,12 @@ class Version:
     @property
     def label(self) -> str:
         return self.served.label
+
+    @property
+    def tables_digest(self) -> str:
+        """Of the transform's tables that every replica holds; "" where they do not all hold the same."""
+        held = set(self.tables.values())
+        return held.pop() if len(held) == 1 else ""
 
     def work_ms(self, cut: int, tail_units: bytes) -> float:
         """Expected compute of one sample on an idle replica."""
@@ -116,6 +125,7 @@ class Registry:
         version.digest = hello.digest
         version.replicas[replica] = list(hello.unit_ms)
         version.precisions[replica] = hello.precision
+        version.tables[replica] = hello.tables
         version.take_medians()
         self._version_of[replica] = version
         return version
@@ -125,7 +135,7 @@ class Registry:
         version = self._version_of.pop(replica, None)
         if version is None:
             return None
-        del version.replicas[replica], version.precisions[replica]
+        del version.replicas[replica], version.precisions[replica], version.tables[replica]
         if version.replicas:
             version.take_medians()
         return version
@@ -237,6 +247,7 @@ class Registry:
             unit_ms=version.unit_ms,
             replicas=len(version.replicas),
             error=self._mismatch(name, held) if mismatch and held is not None else "",
+            tables=version.tables_digest or UNSET,
         )
 
     def _mismatch(self, name: str, held: str) -> str:

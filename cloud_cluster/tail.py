@@ -97,6 +97,7 @@ class Tail:
             software=f"suture {version('suture')}",
             version=self.model.version,
             precision=executor.precision,
+            tables=executor.tables_digest,
         )
         self.set_gateways(self._endpoints)
         log.info("%s holds %s, %.1f ms for the whole", self.replica, executor.digest, sum(executor.unit_ms))

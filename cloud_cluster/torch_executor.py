@@ -19,6 +19,7 @@ from cloud_cluster.precision import FLOAT32, Precision, choose_precision, comput
 from cloud_cluster.staging import Sent, Staging, staging_for
 from shared.calibration import calibrate
 from shared.codec import Codec, decode, encode
+from shared.codec.network_tables import NetworkTables
 from shared.codec.threads import one_thread
 from shared.config import ServedModelConfig
 from shared.errors import CodecError, InputMismatchError, ProtocolError, RefusedError
@@ -59,6 +60,7 @@ class TorchExecutor:
         max_batch: int = 1,
         precision: Precision = FLOAT32,
         staging: Staging | None = None,
+        tables: NetworkTables | None = None,
     ) -> None:
         self._program = program
         self._graph: Graph = program.graph
@@ -66,6 +68,7 @@ class TorchExecutor:
         self._device = program.device
         self._staging = staging or staging_for(program.device)
         self._precision = precision
+        self._tables = tables
         self.decodes_ahead = program.device.type == "cuda"
         self.curves = curves
         self.max_batch = max_batch
@@ -86,7 +89,8 @@ class TorchExecutor:
         most = source.max_batch if places else 1
         with computed_in(precision, program.device):
             curves = measured_curves(program, sample, source, cache_dir, repeats, most, precision.name)
-        executor = cls(program, curves, places, min(most, curves.batches[-1]), precision)
+        most = min(most, curves.batches[-1])
+        executor = cls(program, curves, places, most, precision, tables=model.tables)
         # Where torch has all that is reserved, the second thread would take a core from somebody else.
         executor.decodes_ahead |= source.num_cpus >= source.torch_threads + 1
         return executor
@@ -98,6 +102,10 @@ class TorchExecutor:
     @property
     def precision(self) -> str:
         return str(self._precision)
+
+    @property
+    def tables_digest(self) -> str:
+        return "" if self._tables is None else self._tables.digest
 
     @property
     def unit_ms(self) -> Sequence[float]:
@@ -123,9 +131,10 @@ class TorchExecutor:
 
     def decode(self, job: Job) -> None:
         body: _Body = job.body
+        tables = {} if self._tables is None else self._tables.by_slot
         with one_thread():
             tensors = [
-                decode(header, payload, spec, share=True)
+                decode(header, payload, spec, tables.get(header.slot), share=True)
                 for header, payload, spec in zip(body.infer.tensors, body.payloads, body.specs, strict=True)
             ]
         body.tensors = self._staging.send(tensors)

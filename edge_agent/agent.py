@@ -307,7 +307,9 @@ class EdgeAgent:
                 f"compute on the CPU (device: cpu): {error!r}"
             ) from error
         self.models[name] = registered.model
-        self._pipeline.models[name] = Served(name, registered.graph, config.deadline_ms)
+        tables = registered.model.tables
+        digest = "" if tables is None else tables.digest
+        self._pipeline.models[name] = Served(name, registered.graph, config.deadline_ms, digest)
         try:
             self._pipeline.controller.add_model(
                 name,
@@ -319,6 +321,7 @@ class EdgeAgent:
                 constraints=constraints,
                 gate=registered.gate,
                 power=self._power,
+                tables=digest,
             )
         except PlanError as error:
             raise ConfigError(f"model {name}: {error}") from error

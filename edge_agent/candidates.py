@@ -34,14 +34,21 @@ class Candidates:
     whenever more is known.  Raises PlanError for constraints that are impossible together.
 
     ``problem`` says why the cloud's card is of no use, empty when it is; ``index`` is the version on it;
-    ``news`` is for what the rows changed last.
+    ``news`` is for what the rows changed last.  ``tables`` is the digest of the transform's tables, which is
+    a candidate with a cloud that holds the same.
     """
 
     rows: Rows
     excluded: tuple[Excluded, ...]
 
     def __init__(
-        self, name: str, graph: Graph, profile: Profile, constraints: Constraints, gate: Gate | None
+        self,
+        name: str,
+        graph: Graph,
+        profile: Profile,
+        constraints: Constraints,
+        gate: Gate | None,
+        tables: str = "",
     ) -> None:
         self.graph = graph
         self.profile = profile
@@ -54,6 +61,8 @@ class Candidates:
         self._most_bytes = math.inf if metered is None else metered
         self._local_is_last_resort = constraints.cut not in (None, len(graph.units))
         self._gate = gate
+        self._tables = tables
+        self._same_tables = bool(tables)  # until a card says otherwise
         self._cloud_unit_ms: tuple[float, ...] = ()
         self._wide_cuts: tuple[Cut, ...] = ()
         if constraints.cut is not None:  # what is impossible is said now, not when the cloud comes
@@ -71,8 +80,9 @@ class Candidates:
             self.problem = f"{len(card.unit_ms)} of {units} units are profiled in the cloud"
         else:
             self.problem = ""
-            if self._cloud_unit_ms != tuple(card.unit_ms):
-                self._cloud_unit_ms = tuple(card.unit_ms)
+            told = tuple(card.unit_ms), bool(self._tables) and card.tables == self._tables
+            if told != (self._cloud_unit_ms, self._same_tables):
+                self._cloud_unit_ms, self._same_tables = told
                 self.news = "a new profile of the cloud"
                 self._rebuild()
 
@@ -127,7 +137,10 @@ class Candidates:
 
     @property
     def _menu(self) -> tuple[Codec, ...]:
-        return self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
+        codecs = self._constraints.codecs or (FAITHFUL if self._gate is None else tuple(Codec))
+        if self._same_tables:
+            return codecs
+        return tuple(codec for codec in codecs if not codec.form.is_transform)
 
     def _check_pinned_cut(self) -> None:
         """Constraints do not depend on times: any cloud will do."""

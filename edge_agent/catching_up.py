@@ -114,7 +114,7 @@ class CatchingUp:
         objective = objective_of(self._objectives[name], power_of(self._config.power))
         first = first_question(known.graph, known.profile, self._constraints[name], objective)
         await self._judge(name, first)
-        for question in later_questions(first):
+        for question in later_questions(first, objective):
             self._ask(_LATER, name, question)
 
     async def _profile(self, name: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from edge_agent.calibrate import run_calibration
 from edge_agent.checks import Verdict, render
 from edge_agent.doctor import examine
+from edge_agent.fit_command import write_tables
 from edge_agent.progress import TerminalProgress
 from edge_agent.runner import Runner
 from edge_agent.tensors import check_device
@@ -22,7 +23,7 @@ from shared.calibration import calibrate
 from shared.config import AgentConfig, ModelConfig, ModelSource
 from shared.errors import UnknownModelError
 from shared.graph import Graph, save_bundle
-from shared.models import resolve
+from shared.models import TABLES_FILE, resolve
 from shared.plan.predict import Predictor
 from shared.plan.profile import Profile
 
@@ -41,6 +42,8 @@ def write_bundle(source: ModelSource, directory: Path) -> str:
         example=model.example,
         input_form=model.input_form,
     )
+    if model.tables is not None:
+        write_tables(model.tables, directory / TABLES_FILE)
     graph = model.captured.graph
     megabytes = graph.weight_bytes / 1e6
     return (
@@ -111,7 +114,7 @@ async def _profiles(config: AgentConfig, sources: list[ModelConfig]) -> list[tup
         with TerminalProgress() as progress:
             for source in sources:
                 model = await runner.call(partial(resolve, source, config.cache_dir))
-                graph = await runner.load(source.name, model.captured)
+                graph = await runner.load(source.name, model.captured, model.tables)
                 calibration = await runner.call(partial(calibrate, model, source.calibration))
                 profile = await runner.profile(
                     source.name,

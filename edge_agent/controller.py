@@ -88,12 +88,14 @@ class Controller:
         constraints: Constraints = UNCONSTRAINED,
         gate: Gate | None = None,
         power: Power | None = None,
+        tables: str = "",
     ) -> None:
         """Plan for one more network.
 
         ``codecs`` are all that may be used, as in ``constraints``; None allows those of FAITHFUL, and all
         that pass where there is a gate.
-        ``power`` says what the device draws, for the energy of decisions.  Raises PlanError when the
+        ``power`` says what the device draws, for the energy of decisions; ``tables`` is the digest of the
+        transform's tables, which are used with a cloud that holds the same.  Raises PlanError when the
         constraints are impossible.
         """
         if codecs is not None:
@@ -108,6 +110,7 @@ class Controller:
             gate=gate,
             power=power,
             patience=Patience(self._patience_ms, self._seed),
+            tables=tables,
         )
         self._solve([self._models[name]], now_ms)
 

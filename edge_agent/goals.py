@@ -12,7 +12,7 @@ from shared.config import ModelConfig, ObjectiveConfig, PowerConfig
 from shared.errors import ConfigError, PlanError
 from shared.plan.constraints import Constraints
 from shared.plan.energy import Power
-from shared.plan.objective import Energy, Latency, Objective, Throughput, Weighted
+from shared.plan.objective import BestFidelity, Energy, Latency, Objective, Throughput, Weighted
 from shared.plan.radio import LinkType
 
 __all__ = ["constraints_of", "objective_of", "power_of", "requested_objective"]
@@ -23,6 +23,8 @@ def power_of(config: PowerConfig) -> Power:
 
 
 def objective_of(config: ObjectiveConfig, power: Power) -> Objective:
+    if config.maximise is not None and config.deadline_ms is not None:
+        return BestFidelity(config.deadline_ms)
     match config.minimise:
         case "latency":
             return Latency(config.energy_mj, power)

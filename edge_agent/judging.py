@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edge_agent.measuring import Question
 from shared.codec import Codec, Form
 from shared.plan.constraints import Constraints, constrain
-from shared.plan.objective import Objective
+from shared.plan.objective import BestFidelity, Objective
 from shared.plan.profile import Profile
 from shared.plan.rows import build_rows
 from shared.plan.worth import Worth
@@ -61,8 +61,10 @@ def first_question(
     )
 
 
-def later_questions(first: Question) -> Iterator[Question]:
-    """About all the others at the same cuts, some cuts at a time."""
+def later_questions(first: Question, objective: Objective) -> Iterator[Question]:
+    """About all the others at the same cuts, some cuts at a time; where plans compare what is good enough by
+    how good it is, as closely as the inputs can show."""
     cuts = first.cuts or ()
+    enough = None if isinstance(objective, BestFidelity) else first.enough
     for start in range(0, len(cuts), _CUTS_AT_ONCE):
-        yield Question(first.forms, first.enough, cuts[start : start + _CUTS_AT_ONCE])
+        yield Question(first.forms, enough, cuts[start : start + _CUTS_AT_ONCE])

@@ -6,9 +6,10 @@ Everything here runs torch, in the thread of the runner, and what takes long goe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.calibration import Calibration
 from shared.codec import Form
@@ -19,6 +20,9 @@ from shared.plan.measure import profile_steps
 from shared.plan.profile import Profile, ProfileKey, load_profile, save_profile
 from shared.plan.steps import Steps
 from shared.plan.worth import Worth
+
+if TYPE_CHECKING:
+    from shared.codec.transform import TransformTables
 
 __all__ = ["Question", "gate_of", "kept_gate", "kept_profile", "profile_of"]
 
@@ -47,12 +51,21 @@ def profile_of(
     *,
     repeats: int,
     clock: Callable[[], float],
+    tables: Mapping[int, TransformTables],
 ) -> Steps[Profile]:
     """What the network costs here.  Units are timed on the first calibration input."""
     kept = kept_profile(program, key, cache_dir)
     if kept is not None:
         return kept
-    profile = yield from profile_steps(program, calibration.samples, key, repeats=repeats, clock=clock)
+    profile = yield from profile_steps(
+        program,
+        calibration.samples,
+        key,
+        repeats=repeats,
+        tables=tables,
+        fitted=calibration.fitted,
+        clock=clock,
+    )
     _warn(save_profile(cache_dir, profile))
     return profile
 
@@ -68,22 +81,36 @@ def gate_of(
     calibration: Calibration,
     cache_dir: Path,
     question: Question,
+    tables: Mapping[int, TransformTables],
     known: Gate | None = None,
 ) -> Steps[Gate]:
-    """What lossy forms do to the answer.  ``known`` stands for what the cache holds, and is part of it."""
+    """What lossy forms do to the answer.  ``known`` stands for what the cache holds, and is part of it.
+
+    The forms of the transform are judged where there are ``tables``, on inputs that these were not fitted to.
+    """
     if known is None:
         known = kept_gate(program, calibration, cache_dir)
-    gate = yield from gate_steps(
-        program,
-        calibration.stream(),
-        known.key,
-        forms=question.forms,
-        cuts=question.cuts,
-        known=known,
-        enough=question.enough,
-        most=_most_samples(calibration),
-        worth=question.worth,
-    )
+    gate = known
+    most = _most_samples(calibration)
+    unseen = most if calibration.synthetic else most - len(calibration.fitted)
+    for transform, samples, count in (
+        (False, calibration.stream(), most),
+        (True, calibration.unfitted(), unseen if tables else 0),
+    ):
+        forms = [form for form in question.forms if form.is_transform == transform]
+        if forms and count:
+            gate = yield from gate_steps(
+                program,
+                samples,
+                gate.key,
+                forms=forms,
+                cuts=question.cuts,
+                known=gate,
+                tables=tables,
+                enough=question.enough,
+                most=count,
+                worth=question.worth,
+            )
     if gate != known:
         _warn(save_gate(cache_dir, gate))
     return gate

@@ -25,7 +25,7 @@ from edge_agent.progress import TerminalProgress
 from edge_agent.registration import Registered, register
 from edge_agent.runner import Runner
 from edge_agent.scout import Visit, visit_gateway
-from shared.codec import Codec
+from shared.codec import TRANSFORMS, Codec
 from shared.config import AgentConfig, ModelConfig
 from shared.errors import ConfigError, PlanError, UnknownModelError
 from shared.graph import Cut
@@ -182,7 +182,8 @@ async def _plan(
         cuts = await asyncio.to_thread(widened_cuts, known.graph, known.profile, cloud_unit_ms, menu)
     gate = await _judged(runner, config, source, known, wanted, cloud_unit_ms, cuts)
     # All that was measured, so that what is not allowed is in the table with the reason.
-    rows = build_rows(known.graph, known.profile, cloud_unit_ms, tuple(Codec), (*known.graph.cuts, *cuts))
+    codecs = tuple(codec for codec in Codec if _decodes(source.name, known, visit) or codec not in TRANSFORMS)
+    rows = build_rows(known.graph, known.profile, cloud_unit_ms, codecs, (*known.graph.cuts, *cuts))
     largest = visit.card.limits.max_message_bytes if visit is not None and visit.card else float("inf")
     explanation = explain(
         rows,
@@ -246,6 +247,13 @@ async def _judged(
             known=known.gate,
             progress=partial(progress, source.name, "accuracy"),
         )
+
+
+def _decodes(name: str, known: Registered, visit: Visit | None) -> bool:
+    """Whether the cloud holds the tables of the transform that the device does, or may be assumed to."""
+    card = None if visit is None else visit.model(name)
+    tables = known.model.tables
+    return tables is not None and (card is None or not card.replicas or card.tables == tables.digest)
 
 
 def _cloud(

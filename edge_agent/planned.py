@@ -71,6 +71,7 @@ class PlannedModel:
         gate: Gate | None = None,
         power: Power | None = None,
         patience: Patience | None = None,
+        tables: str = "",
     ) -> None:
         self.name = name
         self.graph = graph
@@ -79,7 +80,7 @@ class PlannedModel:
         self.objective = objective
         self._hysteresis = hysteresis
         self._power = power
-        self._candidates = Candidates(name, graph, profile, constraints, gate)
+        self._candidates = Candidates(name, graph, profile, constraints, gate, tables)
         self._pinned: Pin | None = None
         self._decided_under: Conditions | None = None
         self._decided_wait_ms = 0.0

@@ -14,6 +14,7 @@ from edge_agent.judging import first_question, lossy_forms
 from edge_agent.measuring import kept_gate, kept_profile
 from edge_agent.runner import Runner
 from shared.calibration import Calibration, calibrate
+from shared.codec import TRANSFORMS
 from shared.config import AgentConfig, ModelConfig
 from shared.errors import ConfigError, PlanError
 from shared.graph import Graph
@@ -70,7 +71,7 @@ async def register(
 
     report("capture", 0, 1)
     model = await runner.call(partial(resolve, source, config.cache_dir))
-    graph = await runner.load(source.name, model.captured)
+    graph = await runner.load(source.name, model.captured, model.tables)
     calibration = await runner.call(partial(calibrate, model, source.calibration))
     if calibration.synthetic:
         log.warning(
@@ -78,7 +79,19 @@ async def register(
             "made-up inputs, so name typical ones under calibration: in its configuration",
             source.name,
         )
+    if model.tables is not None and len(calibration.fitted) == len(calibration.samples):
+        log.warning(
+            "%s: its transform tables were fitted to all of its calibration inputs, so that nothing says how "
+            "well they do on others: the transform is not used; name more inputs under calibration:",
+            source.name,
+        )
     constraints = constraints_of(source)
+    if model.tables is None and constraints.codecs and set(TRANSFORMS).intersection(constraints.codecs):
+        log.warning(
+            "%s: its codecs name the transform, which is not used without tables: make them with "
+            "`edge-agent fit` and name them as transform_tables:",
+            source.name,
+        )
     forms = lossy_forms(constraints)
     predicted = await runner.call(
         partial(_predicted, runner, source.name, calibration, config.cache_dir, bool(forms))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -30,6 +30,10 @@ from shared.plan.profile import Profile, ProfileKey
 from shared.plan.steps import Progress, Steps, finish
 from shared.wire import Buffer
 from shared.wire.messages import TensorHeader
+
+if TYPE_CHECKING:
+    from shared.codec.network_tables import NetworkTables
+    from shared.codec.transform import TransformTables
 
 __all__ = ["UNMEASURED", "Answer", "Prefix", "Runner", "Stopped", "Work", "decode_outputs", "decodes_inline"]
 
@@ -88,6 +92,7 @@ class Runner:
         self.device = device
         self.threads = threads
         self._programs: dict[str, Program] = {}
+        self._tables: dict[str, Mapping[int, TransformTables]] = {}
         self._spares = Spares()
         self._worker = Worker("suture-torch", self._set_up_thread)
 
@@ -123,10 +128,11 @@ class Runner:
         """Expected time until a job submitted now would start."""
         return self._worker.queued_ms()
 
-    async def load(self, name: str, captured: CapturedModel) -> Graph:
-        """Make the network ready to run under ``name``."""
+    async def load(self, name: str, captured: CapturedModel, tables: NetworkTables | None = None) -> Graph:
+        """Make the network ready to run under ``name``, and to encode its tensors by ``tables``."""
         program = await self.call(lambda: load(captured, device=self.device))
         self._programs[name] = program
+        self._tables[name] = {} if tables is None else tables.by_slot
         self._spares.add(name, captured)
         return program.graph
 
@@ -149,7 +155,12 @@ class Runner:
         """As :meth:`profile`, to be advanced on the worker by :meth:`call`."""
         key = self.profile_key(name, calibration)
         program, clock = self._programs[name], self.profile_clock
-        return (yield from profile_of(program, calibration, key, cache_dir, repeats=repeats, clock=clock))
+        tables = self._tables[name]
+        return (
+            yield from profile_of(
+                program, calibration, key, cache_dir, repeats=repeats, clock=clock, tables=tables
+            )
+        )
 
     def profile_key(self, name: str, calibration: Calibration) -> ProfileKey:
         """What a profile measured here now depends on.  To be asked on the worker, whose threads count."""
@@ -188,7 +199,8 @@ class Runner:
         known: Gate | None = None,
     ) -> Steps[Gate]:
         """As :meth:`gate`, to be advanced on the worker by :meth:`call`."""
-        return gate_of(self._programs[name], calibration, cache_dir, question, known)
+        program, tables = self._programs[name], self._tables[name]
+        return gate_of(program, calibration, cache_dir, question, tables, known)
 
     async def call(self, body: Callable[[], T], *, expected_ms: float = 0.0) -> T:
         """Anything else that needs the worker, e.g. measuring.  Cancelling skips it if it has not begun."""
@@ -212,12 +224,14 @@ class Runner:
         Raises Stopped when ``work`` was stopped, RuntimeError when torch cannot compute it.
         """
 
+        tables = self._tables[name]
+
         def body(program: Program) -> Prefix:
             tensors = [to_tensor(leaf, program.device) for leaf in leaves]
             state, compute_ms = self._timed("start", lambda: program.start(tensors))
             compute_ms += self._run(program, state, cut.edge_units, work)
             live = program.live(state, cut)
-            encoded, encode_ms = self._timed("encode", lambda: _encode(live, cut, codecs))
+            encoded, encode_ms = self._timed("encode", lambda: _encode(live, cut, codecs, tables))
             return Prefix(
                 batch=state.batch,
                 live=live,
@@ -307,11 +321,14 @@ class Runner:
 
 
 def _encode(
-    live: Sequence[torch.Tensor], cut: Cut, codecs: Sequence[Codec]
+    live: Sequence[torch.Tensor],
+    cut: Cut,
+    codecs: Sequence[Codec],
+    tables: Mapping[int, TransformTables],
 ) -> list[tuple[TensorHeader, Buffer]]:
     with one_thread():
         return [
-            encode(tensor.cpu(), codec, slot)
+            encode(tensor.cpu(), codec, slot, tables.get(slot))
             for tensor, slot, codec in zip(live, cut.live, codecs, strict=True)
         ]
 

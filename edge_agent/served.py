@@ -22,6 +22,7 @@ log = logging.getLogger("suture.agent")
 class Served:
     """One network on this device.
 
+    ``tables`` is the digest of its transform tables, "" without any.
     ``index`` is its number at the gateway, None while it is not offered; ``asleep_index`` is its number
     while the gateway would serve it but has no replica of it, else None.
     """
@@ -29,9 +30,11 @@ class Served:
     name: str
     graph: Graph
     deadline_ms: float
+    tables: str = ""
     index: int | None = None
     asleep_index: int | None = None
     complaint: str = ""
+    tables_complaint: str = ""
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int, int]:
         """A call's leaves as they are, their batch size and their bytes.
@@ -52,6 +55,12 @@ class Served:
         if complaint and complaint != self.complaint:
             log.error("%s", complaint)
         self.complaint = complaint
+        if offer is None or complaint or not offer.replicas:
+            return  # nothing is sent, by whatever tables
+        complaint = _about_tables(self.name, self.tables, offer.tables or "")
+        if complaint and complaint != self.tables_complaint:
+            log.warning("%s", complaint)
+        self.tables_complaint = complaint
 
 
 def _form_of(leaf: Any) -> tuple[DType, Shape]:
@@ -75,3 +84,13 @@ def _complaint(name: str, here: str, offer: ModelCard | None) -> str:
             "there; it runs on the device alone until both are given the same graph and weights"
         )
     return f"{name} runs on the device alone: {offer.error}" if offer.error else ""
+
+
+def _about_tables(name: str, here: str, there: str) -> str:
+    """Why the transform is not to be used, for a person; '' when it may be, or nobody asks for it."""
+    if here == there:
+        return ""
+    return (
+        f"{name}: the transform is not used: its tables are {here or 'none'} here and {there or 'none'} in "
+        "the cloud; give both the same file from `edge-agent fit` as transform_tables, or in the bundle"
+    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from shared.graph.ir import Graph
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "fingerprint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,25 @@ class Calibration:
     """``samples`` are input leaves in the order of the graph's inputs, at batch 1 where it is free.
 
     ``name`` tells apart two sets of inputs by their content; ``synthetic`` says that they were made up.
-    ``make_up`` then makes the one of any number, of which ``samples`` are the first.
+    ``make_up`` then makes the one of any number, of which ``samples`` are the first.  ``fitted`` numbers the
+    samples that the network's transform tables were fitted to, on which the transform is not judged.
     """
 
     name: str
     samples: Sequence[Sequence[torch.Tensor]]
     synthetic: bool
     make_up: Callable[[int], Sequence[torch.Tensor]] | None = None
+    fitted: frozenset[int] = frozenset()
 
     def stream(self) -> Iterator[Sequence[torch.Tensor]]:
         """The samples, and without end those that can be made up beyond them."""
         yield from self.samples
         if self.make_up is not None:
             yield from map(self.make_up, itertools.count(len(self.samples)))
+
+    def unfitted(self) -> Iterator[Sequence[torch.Tensor]]:
+        """As :meth:`stream`, without those that the transform's tables were fitted to."""
+        return (sample for number, sample in enumerate(self.stream()) if number not in self.fitted)
 
 
 def calibrate(model: Model, config: CalibrationConfig) -> Calibration:
@@ -65,9 +71,18 @@ def calibrate(model: Model, config: CalibrationConfig) -> Calibration:
     else:
         make_up = _maker(model)
         samples, kind = [make_up(seed) for seed in range(config.samples)], "synthetic"
-    return Calibration(
-        f"{kind} {len(samples)} {_fingerprint(samples)}", samples, make_up is not None, make_up
-    )
+    name, fitted = f"{kind} {len(samples)} {_fingerprint(samples)}", frozenset[int]()
+    if model.tables is not None:
+        # What is measured with tables is of no use without them, or with others.
+        name += f" transform {model.tables.digest[:16]}"
+        known = model.tables.fitted_to
+        fitted = frozenset(number for number, sample in enumerate(samples) if fingerprint(sample) in known)
+    return Calibration(name, samples, make_up is not None, make_up, fitted)
+
+
+def fingerprint(sample: Sequence[torch.Tensor]) -> str:
+    """Names one input by its content."""
+    return _fingerprint([sample])
 
 
 def _from_folder(graph: Graph, folder: Path, limit: int) -> list[Sequence[torch.Tensor]]:

@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from shared import zoo
 from shared.config import ModelSource
-from shared.errors import BundleError, ConfigError, SutureError
+from shared.errors import BundleError, CodecError, ConfigError, SutureError
 from shared.tensor import DType
 
 if TYPE_CHECKING:
     import torch
 
+    from shared.codec.network_tables import NetworkTables
     from shared.graph import CapturedModel, Graph
 
-__all__ = ["Example", "Model", "find_factory", "resolve", "where_it_failed"]
+__all__ = ["TABLES_FILE", "Example", "Model", "find_factory", "resolve", "where_it_failed"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+TABLES_FILE = "transform.safetensors"
+"""In a bundle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +39,40 @@ class Model:
 
     ``example`` is one call, positional and keyword arguments, of batch 1 from the zoo and otherwise of
     the batch that the network was captured with.  ``labels`` names the classes of a classifier.
+    ``tables`` are what the transform codecs need, None where they are not to be used.
     """
 
     captured: CapturedModel
     labels: tuple[str, ...] | None
     example: Example
     input_form: zoo.InputForm
+    tables: NetworkTables | None = None
 
 
-def resolve(source: ModelSource, cache_dir: Path | None = None) -> Model:
+def resolve(source: ModelSource, cache_dir: Path | None = None, *, with_tables: bool = True) -> Model:
     """Build or load the network that ``source`` names, as a model named ``source.name``.
 
     A factory takes no arguments and returns ``(module, args)``, ``(module, args, kwargs)`` or a
     :class:`shared.zoo.Network`, where args and kwargs are an example call; its module is put in eval
     mode.  A bundle is a directory that ``edge-agent bundle`` wrote; loading it runs no code from it.
-    With ``cache_dir``, the graphs of zoo networks are kept there between starts.
+    With ``cache_dir``, the graphs of zoo networks are kept there between starts.  Without ``with_tables``
+    the transform's are left alone, whatever they are.
 
     Raises UnknownModelError for a name that is not in the zoo, ConfigError for a factory that is not
-    there or fails (naming the line), CaptureError for a network that cannot be cut, BundleError for a
-    bundle that is damaged.  Takes seconds for a large network.
+    there or fails (naming the line) and for transform tables that are not of the network, CaptureError for
+    a network that cannot be cut, BundleError for a bundle that is damaged.  Takes seconds for a large
+    network.
     """
+    model = _resolved(source, cache_dir)
+    if not with_tables:
+        return model
+    path = source.transform_tables
+    if path is None and source.bundle is not None and (source.bundle / TABLES_FILE).exists():
+        path = source.bundle / TABLES_FILE
+    return model if path is None else replace(model, tables=_tables(path, model.captured.graph))
+
+
+def _resolved(source: ModelSource, cache_dir: Path | None) -> Model:
     if source.bundle is not None:
         return _from_bundle(source.name, source.bundle)
     if source.factory is not None:
@@ -86,6 +104,25 @@ def _from_bundle(name: str, directory: Path) -> Model:
     example = bundle.example or _example_for(bundle.captured.graph)
     captured = replace(bundle.captured, weights=_aligned(bundle.captured.weights))
     return Model(_renamed(captured, name), bundle.labels, example, form)
+
+
+def _tables(path: Path, graph: Graph) -> NetworkTables:
+    from shared.codec.network_tables import MAX_FILE_BYTES, NetworkTables
+
+    batch = 1 if graph.dynamic_batch else graph.captured_batch
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise CodecError(f"larger than {MAX_FILE_BYTES} bytes")
+        tables = NetworkTables.from_bytes(path.read_bytes())
+        tables.check(graph.digest, {slot: value.at(batch) for slot, value in graph.values.items()})
+    except OSError as error:
+        raise ConfigError(f"cannot read the transform tables {path}: {error.strerror}") from error
+    except CodecError as error:
+        raise ConfigError(
+            f"the transform tables {path} are of no use for {graph.name}: {error}; fit them again with "
+            "`edge-agent fit`"
+        ) from error
+    return tables
 
 
 def _aligned(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

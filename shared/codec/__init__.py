@@ -10,13 +10,13 @@ A codec is a form of the elements times an entropy stage.  Another form is added
 
 from typing import TYPE_CHECKING, Any
 
-from shared.codec.ids import Codec, Form, Stage
+from shared.codec.ids import TRANSFORMS, Codec, Form, Stage
 from shared.codec.layout import max_payload_bytes, raw_bytes
 
 if TYPE_CHECKING:
     from shared.codec.tensors import decode, encode
 
-__all__ = ["Codec", "Form", "Stage", "decode", "encode", "max_payload_bytes", "raw_bytes"]
+__all__ = ["TRANSFORMS", "Codec", "Form", "Stage", "decode", "encode", "max_payload_bytes", "raw_bytes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,14 @@
 """The codec byte: how a tensor's elements are written, and what then squeezes the bytes.
 
-The high nibble is the :class:`Form` of the elements, the low nibble the entropy :class:`Stage`.
+The high nibble is the :class:`Form` of the elements, the low nibble the entropy :class:`Stage`.  The
+transform is a ladder of forms, from the finest step to the coarsest, each with the one stage that it has.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["Codec", "Form", "Stage"]
+__all__ = ["TRANSFORMS", "Codec", "Form", "Stage"]
 
 
 class Form(IntEnum):
@@ -17,12 +18,36 @@ class Form(IntEnum):
     HALF = 2
     UINT8 = 3
     INT4 = 4
+    TRANSFORM_1 = 5
+    TRANSFORM_2 = 6
+    TRANSFORM_3 = 7
+    TRANSFORM_4 = 8
+    TRANSFORM_5 = 9
+    TRANSFORM_6 = 10
+    TRANSFORM_7 = 11
+    TRANSFORM_8 = 12
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether it needs the tables of the tensor (:mod:`shared.codec.transform`)."""
+        return self >= Form.TRANSFORM_1
+
+    @property
+    def step(self) -> int:
+        """Of a form of the transform: its step in the tables' ladder."""
+        return _STEPS_APART * (self - Form.TRANSFORM_1 + 1)
+
+
+_STEPS_APART = 3
+"""In quarters of an octave: each rung's step is 1.7 times the one before, and saves a third of the bytes."""
 
 
 class Stage(IntEnum):
     PLAIN = 0
     LZ4 = 1
     ZSTD = 2
+    ANS = 3
+    """The transform's own entropy coder."""
 
 
 class Codec(IntEnum):
@@ -40,6 +65,14 @@ class Codec(IntEnum):
     INT4 = 0x40
     INT4_LZ4 = 0x41
     INT4_ZSTD = 0x42
+    TRANSFORM_1 = 0x53
+    TRANSFORM_2 = 0x63
+    TRANSFORM_3 = 0x73
+    TRANSFORM_4 = 0x83
+    TRANSFORM_5 = 0x93
+    TRANSFORM_6 = 0xA3
+    TRANSFORM_7 = 0xB3
+    TRANSFORM_8 = 0xC3
 
     @property
     def form(self) -> Form:
@@ -51,17 +84,28 @@ class Codec(IntEnum):
 
     @property
     def plain(self) -> Codec:
-        """The same elements without an entropy stage."""
+        """The same elements without an entropy stage; of the transform, which has none, exact elements."""
         return _PLAIN[self]
 
     @property
+    def lossless(self) -> Codec:
+        """What it stands for where the elements are not rewritten: exact ones, by the same entropy stage or,
+        for the transform, by zstd."""
+        return _LOSSLESS[self]
+
+    @property
     def label(self) -> str:
-        """As people write it, e.g. ``uint8+zstd``."""
-        return self.name.lower().replace("_", "+")
+        """As people write it, e.g. ``uint8+zstd`` or ``transform-3``."""
+        return self.name.lower().replace("_", "-" if self.stage is Stage.ANS else "+")
 
     @classmethod
     def of(cls, form: Form, stage: Stage) -> Codec:
         return cls(form << 4 | stage)
+
+    @classmethod
+    def of_form(cls, form: Form) -> Codec:
+        """The one that does least besides writing this form."""
+        return cls.of(form, Stage.ANS if form.is_transform else Stage.PLAIN)
 
     @classmethod
     def from_label(cls, label: str) -> Codec:
@@ -74,4 +118,13 @@ class Codec(IntEnum):
 
 _FORMS = {codec: Form(codec >> 4) for codec in Codec}
 _STAGES = {codec: Stage(codec & 0xF) for codec in Codec}
-_PLAIN = {codec: Codec(codec & 0xF0) for codec in Codec}
+_PLAIN = {
+    codec: Codec.FLOAT32 if codec.form.is_transform else Codec.of(codec.form, Stage.PLAIN) for codec in Codec
+}
+_LOSSLESS = {
+    codec: Codec.FLOAT32_ZSTD if codec.form.is_transform else Codec.of(Form.EXACT, codec.stage)
+    for codec in Codec
+}
+
+TRANSFORMS = tuple(codec for codec in Codec if codec.form.is_transform)
+"""From the finest to the coarsest."""

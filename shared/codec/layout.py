@@ -1,8 +1,11 @@
 """Which bytes a codec makes of a tensor, known from dtype, shape and codec alone.
 
-Both sides compute this before anything is allocated.  A quantised tensor has groups of elements with one
-scale and one zero point each.  Dimension 0 is taken for the samples of a batch, and no group spans two
-samples: what is decoded for one request does not depend on its neighbours in a batch.
+Both sides compute this before anything is allocated.  The transform's bytes depend on the values, and are
+fewer than those of the exact elements, of which this then speaks.
+
+A quantised tensor has groups of elements with one scale and one zero point each.  Dimension 0 is taken for
+the samples of a batch, and no group spans two samples: what is decoded for one request does not depend on its
+neighbours in a batch.
 """
 
 from __future__ import annotations
@@ -59,9 +62,10 @@ def raw_bytes(spec: TensorSpec, codec: Codec) -> int:
 def max_payload_bytes(spec: TensorSpec, codec: Codec) -> int:
     """What :func:`shared.codec.encode` never exceeds for this codec, whatever the values.
 
-    An entropy stage that does not pay is dropped; values that a quantiser cannot hold are sent exactly.
+    An entropy stage that does not pay is dropped; values that a quantiser or the transform cannot hold are
+    sent exactly.
     """
-    if codec.form in (Form.UINT8, Form.INT4):
+    if codec.form in (Form.UINT8, Form.INT4) or codec.form.is_transform:
         return spec.nbytes
     return raw_bytes(spec, codec)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.section import Section
+from shared.config.section import KeyPath, Section
 
 __all__ = ["CalibrationConfig", "ModelConfig", "ModelSource", "ObjectiveConfig"]
 
@@ -15,13 +15,17 @@ __all__ = ["CalibrationConfig", "ModelConfig", "ModelSource", "ObjectiveConfig"]
 class ModelSource(Section):
     """Where a network comes from: exactly one of ``zoo``, ``factory`` and ``bundle``.
 
-    With none of them, ``name`` is looked up in the zoo.
+    With none of them, ``name`` is looked up in the zoo.  ``transform_tables`` are what the transform codecs
+    need; a bundle may hold its own.
     """
 
     name: str = Field(min_length=1, max_length=128)
     zoo: str | None = None
     factory: Annotated[str | None, Field(pattern=r"^[\w.]+:[\w.]+$")] = None
     bundle: Path | None = None
+    transform_tables: KeyPath | None = Field(
+        default=None, description="from `edge-agent fit`, the same on the device and in the cloud"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
@@ -51,13 +55,15 @@ class CalibrationConfig(Section):
 
 class ObjectiveConfig(Section):
     """What plans minimise: ``latency``, the device's ``energy``, the period of a stream (``throughput``), or
-    ``weighted`` prices.  A bare name stands for ``{minimise: name}``.
+    ``weighted`` prices.  A bare name stands for ``{minimise: name}``.  Or what they maximise: the
+    ``fidelity`` of the answer, within ``deadline_ms``.
 
     ``energy`` may be held within ``deadline_ms``, ``latency`` within ``energy_mj``; ``throughput`` may be
     given the ``rate_hz`` to keep up with.
     """
 
     minimise: Literal["latency", "energy", "throughput", "weighted"] = "latency"
+    maximise: Literal["fidelity"] | None = None
     deadline_ms: float | None = Field(default=None, gt=0)
     energy_mj: float | None = Field(default=None, gt=0)
     rate_hz: float | None = Field(default=None, gt=0)
@@ -68,23 +74,29 @@ class ObjectiveConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"minimise": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"maximise" if value == "fidelity" else "minimise": value}
+        return value
 
     @model_validator(mode="after")
     def _only_what_applies(self) -> ObjectiveConfig:
+        if self.maximise is not None and ("minimise" in self.model_fields_set or self.deadline_ms is None):
+            raise ValueError("maximise: fidelity takes a deadline_ms, and no minimise beside it")
         applies = {
+            "fidelity": {"deadline_ms"},
             "latency": {"energy_mj"},
             "energy": {"deadline_ms"},
             "throughput": {"rate_hz"},
             "weighted": {"per_ms", "per_mj", "per_uplink_kb"},
-        }[self.minimise]
+        }[self.maximise or self.minimise]
+        chosen = {"minimise", "maximise"}
         given = {
-            key for key in type(self).model_fields if key != "minimise" and getattr(self, key) is not None
+            key for key in type(self).model_fields if key not in chosen and getattr(self, key) is not None
         }
         if given - applies:
+            what = "maximise: fidelity" if self.maximise is not None else f"minimise: {self.minimise}"
             raise ValueError(
-                f"minimise: {self.minimise} takes {', '.join(sorted(applies))}, "
-                f"not {', '.join(sorted(given - applies))}"
+                f"{what} takes {', '.join(sorted(applies))}, not {', '.join(sorted(given - applies))}"
             )
         if self.minimise == "weighted" and not sum(getattr(self, key) or 0.0 for key in given):
             raise ValueError("weighted needs a price above 0: per_ms, per_mj or per_uplink_kb")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +52,7 @@ class Excluded:
 def constrain(
     rows: Rows, graph: Graph, constraints: Constraints, gate: Gate | None = None
 ) -> tuple[Rows, tuple[Excluded, ...]]:
-    """The rows that keep every constraint, and the others.
+    """The rows that keep every constraint, with the infidelity that the gate knows of, and the others.
 
     The local row stays unless another cut is pinned; even then it is kept, as what is left when the cloud
     cannot be reached.  Raises PlanError when a named unit does not exist, or when a pinned cut has no row
@@ -63,14 +63,18 @@ def constrain(
     private = _private_cuts(rows.cuts, graph, constraints.input_never_leaves)
     keep = np.ones(len(rows), dtype=np.bool_)
     excluded = []
+    infidelity = rows.infidelity.copy()
     for row in range(len(rows)):
         if row == rows.local:
             continue
-        reason = _reason(rows, row, constraints, gate, private)
+        fidelity = None if gate is None else gate.fidelity(rows.cut_of(row).live, *rows.codecs_of(row))
+        if fidelity is not None:
+            infidelity[row] = 1.0 - fidelity.shown
+        reason = _reason(rows, row, constraints, gate, fidelity, private)
         if reason:
             keep[row] = False
             excluded.append(Excluded(row, reason))
-    kept = rows.select(keep)
+    kept = replace(rows, infidelity=infidelity).select(keep)
     if constraints.cut is not None:
         _check_pinned(rows, kept, graph, constraints, gate, private)
     return kept, tuple(excluded)
@@ -112,7 +116,12 @@ def _private_cuts(cuts: Sequence[Cut], graph: Graph, rule: bool | str) -> list[b
 
 
 def _reason(
-    rows: Rows, row: int, constraints: Constraints, gate: Gate | None, private: Sequence[bool]
+    rows: Rows,
+    row: int,
+    constraints: Constraints,
+    gate: Gate | None,
+    fidelity: Fidelity | None,
+    private: Sequence[bool],
 ) -> str:
     """Why a row is no candidate; empty when it is one."""
     cut = rows.cut_of(row)
@@ -123,7 +132,6 @@ def _reason(
     if constraints.codecs is not None and not _are_allowed(rows, row, constraints.codecs):
         return "codecs: not among those allowed"
     if gate is not None:
-        fidelity = gate.fidelity(cut.live, *rows.codecs_of(row))
         if fidelity is None:
             return "not judged yet: unlikely to win, so an agent judges it while nobody waits"
         if fidelity.shown < constraints.min_agreement:

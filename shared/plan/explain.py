@@ -17,7 +17,7 @@ from shared.plan.constraints import Constraints, constrain
 from shared.plan.energy import Power, energy_mj
 from shared.plan.gate import Gate
 from shared.plan.latency import Conditions, latency_ms, stage_ms
-from shared.plan.objective import Energy, Latency, Objective, Scores, Throughput
+from shared.plan.objective import BestFidelity, Energy, Latency, Objective, Scores, Throughput
 from shared.plan.rows import Rows
 from shared.plan.solve import Choice, choose, hull
 from shared.plan.stages import Stage
@@ -263,6 +263,8 @@ def objective_name(objective: Objective) -> str:
         return "latency" if objective.energy_mj is None else f"latency within {objective.energy_mj:g} mJ"
     if isinstance(objective, Energy):
         return "energy" if objective.deadline_ms is None else f"energy within {objective.deadline_ms:g} ms"
+    if isinstance(objective, BestFidelity):
+        return f"fidelity within {objective.deadline_ms:g} ms"
     if isinstance(objective, Throughput):
         return "throughput" if objective.rate_hz is None else f"latency at {objective.rate_hz:g} requests/s"
     return type(objective).__name__.lower()
@@ -278,7 +280,7 @@ def _why_not(problem: Problem, row: int, conditions: Conditions) -> str:
         return f"largest message: {payload:.0f} bytes are more than {problem.largest_payload_bytes:.0f}"
     if problem.pinned and row == rows.local:
         return "cut: another one is pinned; this is what is left without a cloud"
-    if isinstance(objective, Energy) and objective.deadline_ms is not None:
+    if isinstance(objective, BestFidelity | Energy) and objective.deadline_ms is not None:
         taken = float(latency_ms(rows, conditions)[row])
         return f"deadline_ms: {taken:.4g} ms are more than {objective.deadline_ms:g}"
     if isinstance(objective, Latency) and objective.energy_mj is not None and objective.power is not None:

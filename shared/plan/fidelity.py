@@ -6,9 +6,10 @@ Like :mod:`shared.plan.measure` this needs torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from shared.plan.gate import Gate, GateKey
 from shared.plan.steps import Progress, Steps, finish
 from shared.plan.worth import Pair, Worth
 
+if TYPE_CHECKING:
+    from shared.codec.transform import TransformTables
+
 __all__ = ["LOSSY", "MOST_SAMPLES", "Wanted", "agreement_of", "gate_steps", "measure_gate", "missing"]
 
 Wanted = tuple[Cut, list[Form]]
@@ -32,7 +36,6 @@ _TOGETHER = 4
 waits for the next step waiting."""
 
 LOSSY = tuple(form for form in Form if form is not Form.EXACT)
-_PLAIN_STAGE = Codec.FLOAT32.stage
 
 
 def agreement_of(graph: Graph) -> Agreement:
@@ -52,6 +55,7 @@ def measure_gate(
     forms: Sequence[Form] = LOSSY,
     cuts: Sequence[Cut] | None = None,
     known: Gate | None = None,
+    tables: Mapping[int, TransformTables] | None = None,
     enough: float | None = None,
     most: int = MOST_SAMPLES,
     worth: Worth | None = None,
@@ -59,7 +63,16 @@ def measure_gate(
 ) -> Gate:
     """The gate, as of :func:`gate_steps`."""
     steps = gate_steps(
-        program, samples, key, forms=forms, cuts=cuts, known=known, enough=enough, most=most, worth=worth
+        program,
+        samples,
+        key,
+        forms=forms,
+        cuts=cuts,
+        known=known,
+        tables=tables,
+        enough=enough,
+        most=most,
+        worth=worth,
     )
     return finish(steps, progress)
 
@@ -72,6 +85,7 @@ def gate_steps(
     forms: Sequence[Form] = LOSSY,
     cuts: Sequence[Cut] | None = None,
     known: Gate | None = None,
+    tables: Mapping[int, TransformTables] | None = None,
     enough: float | None = None,
     most: int = MOST_SAMPLES,
     worth: Worth | None = None,
@@ -85,12 +99,16 @@ def gate_steps(
     only those are judged that it names, which is asked again after each portion.  What ``known`` holds and
     is decided is not measured again, and is part of the answer.
 
+    The transform is judged where all that crosses has ``tables``, by slot; the samples should not be those
+    that they were fitted to.
+
     Costs a run of the network per sample, up to another, and about half of one per sample and pair.  A step
     takes four samples at most; how many steps are left is the most that there can be.  Raises ValueError
     without any sample.
     """
     graph = program.graph
-    wanted = missing(graph, graph.cuts if cuts is None else cuts, forms, known, enough, most)
+    coders = tables or {}
+    wanted = missing(graph, graph.cuts if cuts is None else cuts, forms, known, enough, most, coders)
     gate = Gate(key, 0, {}) if known is None else replace(known, key=key)
     source = islice(samples, most)
     compared: dict[Pair, Compared] = {}
@@ -103,7 +121,7 @@ def gate_steps(
         for batch, leaves in _batched(graph, portion):
             whole = program(leaves)
             yield done, total
-            for pair, answer in _answers(program, leaves, whole, wanted):
+            for pair, answer in _answers(program, leaves, whole, wanted, coders):
                 compared.setdefault(pair, Compared()).add(whole, answer, key.agreement)
                 done += batch
                 yield done, total
@@ -124,14 +142,22 @@ def missing(
     known: Gate | None,
     enough: float | None = None,
     most: int = MOST_SAMPLES,
+    coded: Collection[int] = (),
 ) -> list[Wanted]:
     """What is to be measured: one cut for every set of tensors that crosses, in the order of ``cuts``, each
     with the forms that ``known`` does not hold, or on too few of ``most`` samples to say whether they are
-    good ``enough``.  Forms change floats only, and cuts without any need none."""
+    good ``enough``.  Forms change floats only, and cuts without any need none; the transform needs all of
+    them to be among the ``coded`` slots."""
     lossy = {
         cut.live: cut for cut in reversed(cuts) if any(graph.values[slot].dtype.is_float for slot in cut.live)
     }
-    wanted = [(lossy[live], list(forms)) for live in dict.fromkeys(cut.live for cut in cuts) if live in lossy]
+    floats = {live: {slot for slot in live if graph.values[slot].dtype.is_float} for live in lossy}
+    wanted = [
+        (lossy[live], [form for form in forms if not form.is_transform or floats[live].issubset(coded)])
+        for live in dict.fromkeys(cut.live for cut in cuts)
+        if live in lossy
+    ]
+    wanted = [(cut, some) for cut, some in wanted if some]
     return wanted if known is None else _undecided(wanted, known, enough, most)
 
 
@@ -173,6 +199,7 @@ def _answers(
     leaves: Sequence[torch.Tensor],
     whole: Sequence[torch.Tensor],
     pairs: Sequence[Wanted],
+    tables: Mapping[int, TransformTables],
 ) -> Iterator[tuple[Pair, list[torch.Tensor]]]:
     """For every pair the network's outputs with the cut's tensors as they arrive; ``whole`` are the outputs
     with the tensors as they are.
@@ -191,9 +218,8 @@ def _answers(
             if max(computed[slot] for slot in cut.live) == position:
                 tensors = [held[slot] for slot in cut.live]
                 for form in forms:
-                    tail = program.resume(
-                        cut, _as_sent(program.graph, cut, tensors, form, state.batch), state.batch
-                    )
+                    sent = _as_sent(program.graph, cut, tensors, form, state.batch, tables)
+                    tail = program.resume(cut, sent, state.batch)
                     program.run(tail, cut.cloud_units)
                     yield (cut.live, form), _outputs(program, cut, tail, whole)
                 uses.subtract(cut.live)
@@ -201,14 +227,20 @@ def _answers(
 
 
 def _as_sent(
-    graph: Graph, cut: Cut, tensors: Sequence[torch.Tensor], form: Form, batch: int
+    graph: Graph,
+    cut: Cut,
+    tensors: Sequence[torch.Tensor],
+    form: Form,
+    batch: int,
+    tables: Mapping[int, TransformTables],
 ) -> list[torch.Tensor]:
     """The cut's tensors as they arrive."""
-    codec = Codec.of(form, _PLAIN_STAGE)
+    codec = Codec.of_form(form)
     sent = []
     for slot, tensor, spec in zip(cut.live, tensors, graph.live_specs(cut, batch), strict=True):
-        header, payload = encode(tensor.cpu(), codec, slot)
-        sent.append(decode(header, payload, spec))
+        table = tables.get(slot)
+        header, payload = encode(tensor.cpu(), codec, slot, table)
+        sent.append(decode(header, payload, spec, table))
     return sent
 
 

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import count
 from statistics import fmean, median, quantiles, stdev
+from typing import TYPE_CHECKING
 
 import torch
 
-from shared.codec import Codec, Form, decode, encode
+from shared.codec import Codec, decode, encode
 from shared.codec.threads import one_thread
 from shared.graph.ir import Graph
 from shared.graph.run import Program
 from shared.plan.profile import CodecCost, Profile, ProfileKey
 from shared.plan.steps import Progress, Steps, finish
 from shared.tensor import DType, TensorSpec
+
+if TYPE_CHECKING:
+    from shared.codec.transform import TransformTables
 
 __all__ = ["Progress", "measure_profile", "plain_profile", "profile_steps"]
 
@@ -38,13 +42,16 @@ def measure_profile(
     *,
     repeats: int = 10,
     codecs: Sequence[Codec] = tuple(Codec),
+    tables: Mapping[int, TransformTables] | None = None,
+    fitted: Collection[int] = (),
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> Profile:
     """The profile of ``program``, as of :func:`profile_steps`."""
-    return finish(
-        profile_steps(program, examples, key, repeats=repeats, codecs=codecs, clock=clock), progress
+    steps = profile_steps(
+        program, examples, key, repeats=repeats, codecs=codecs, tables=tables, fitted=fitted, clock=clock
     )
+    return finish(steps, progress)
 
 
 def profile_steps(
@@ -54,6 +61,8 @@ def profile_steps(
     *,
     repeats: int = 10,
     codecs: Sequence[Codec] = tuple(Codec),
+    tables: Mapping[int, TransformTables] | None = None,
+    fitted: Collection[int] = (),
     clock: Clock = time.perf_counter,
 ) -> Steps[Profile]:
     """Measure the profile of ``program`` under the torch threads of the calling thread.
@@ -62,6 +71,8 @@ def profile_steps(
     free.  Times are taken on the first; payload sizes are means over all, on their real activations, or over
     as many as it takes for the mean's standard error to be below 1%, four at least.
     A tensor that is not of floats is the same under every form, and is measured once for each entropy stage.
+    The transform is measured of tensors that have ``tables``, by slot, on all examples but those numbered in
+    ``fitted``, which the tables were fitted to.
     ``clock`` gives seconds.  Takes about ``repeats`` runs of the network twice over, and for every tensor
     that can cross a cut a few encodings and decodings in each codec.
     """
@@ -81,22 +92,33 @@ def profile_steps(
         whole_samples.append(_median_ms(lambda: program(leaves), program.device, clock, 1))
         yield next(numbers), steps_in_all
 
-    sent_as = {slot: {codec: _as_sent(codec, graph.values[slot].dtype) for codec in codecs} for slot in slots}
+    coders = tables or {}
+    floats = {slot for slot in slots if graph.values[slot].dtype.is_float}
+    sent_as = {
+        slot: {
+            codec: _as_sent(codec, graph.values[slot].dtype)
+            for codec in codecs
+            if not codec.form.is_transform or slot in coders or (coders and slot not in floats)
+        }
+        for slot in slots
+    }
     sizes: dict[int, dict[Codec, list[float]]] = {
         slot: {codec: [] for codec in sent_as[slot].values()} for slot in slots
     }
     times: dict[int, dict[Codec, tuple[float, float]]] = {slot: {} for slot in slots}
-    for example in examples:
+    for number, example in enumerate(examples):
         batch = program.start(example).batch
         for slot, tensor in _activations(program, example, slots):
-            spec = graph.values[slot].at(batch)
-            for codec in sizes[slot]:
+            spec, table = graph.values[slot].at(batch), coders.get(slot)
+            seen = [codec for codec in sizes[slot] if not (codec.form.is_transform and number in fitted)]
+            for codec in seen:
                 if codec not in times[slot]:
-                    times[slot][codec] = _codec_ms(tensor, codec, slot, spec, program.device, clock)
+                    times[slot][codec] = _codec_ms(tensor, codec, slot, spec, table, program.device, clock)
             with one_thread():
-                for codec, found in sizes[slot].items():
-                    if not _is_settled(found, codec):
-                        found.append(float(encode(tensor, codec, slot)[0].payload_bytes))
+                for codec in seen:
+                    if not _is_settled(sizes[slot][codec], codec):
+                        nbytes = encode(tensor, codec, slot, table)[0].payload_bytes
+                        sizes[slot][codec].append(float(nbytes))
             yield next(numbers), steps_in_all
     return Profile(
         key=key,
@@ -109,6 +131,7 @@ def profile_steps(
             slot: {
                 codec: CodecCost(fmean(sizes[slot][sent]), *times[slot][sent])
                 for codec, sent in sent_as[slot].items()
+                if sizes[slot][sent]
             }
             for slot in slots
         },
@@ -163,7 +186,7 @@ def _plain_cost(
 
 def _as_sent(codec: Codec, dtype: DType) -> Codec:
     """The lossless codec with the same entropy stage where the form changes nothing."""
-    return codec if dtype.is_float else Codec.of(Form.EXACT, codec.stage)
+    return codec if dtype.is_float else codec.lossless
 
 
 def _sendable_slots(graph: Graph) -> tuple[int, ...]:
@@ -194,14 +217,20 @@ def _activations(
 
 
 def _codec_ms(
-    tensor: torch.Tensor, codec: Codec, slot: int, spec: TensorSpec, device: torch.device, clock: Clock
+    tensor: torch.Tensor,
+    codec: Codec,
+    slot: int,
+    spec: TensorSpec,
+    table: TransformTables | None,
+    device: torch.device,
+    clock: Clock,
 ) -> tuple[float, float]:
     """Milliseconds to encode and to decode one tensor here, on one thread."""
     with one_thread():
-        header, payload = encode(tensor, codec, slot)
+        header, payload = encode(tensor, codec, slot, table)
         return (
-            _median_ms(lambda: encode(tensor, codec, slot), device, clock),
-            _median_ms(lambda: decode(header, payload, spec), device, clock),
+            _median_ms(lambda: encode(tensor, codec, slot, table), device, clock),
+            _median_ms(lambda: decode(header, payload, spec, table), device, clock),
         )
 
 

@@ -20,6 +20,7 @@ from shared.plan.rows import Rows
 from shared.plan.stages import POSITION, Stage
 
 __all__ = [
+    "BestFidelity",
     "Energy",
     "Latency",
     "Objective",
@@ -45,6 +46,8 @@ _PARTS = [
 ]
 """What works on different requests at the same time."""
 _DEVICE_PART = _PARTS[0]
+_FASTER = 1e-6
+"""Less than any difference of fidelity that can be measured."""
 _CLOUD = 2
 
 
@@ -117,6 +120,21 @@ class Energy:
         if self.deadline_ms is None:
             return Scores(energy, latency, "mJ")
         return _within(energy, "mJ", latency, "ms", self.deadline_ms, "deadline_ms", latency)
+
+
+@dataclass(frozen=True, slots=True)
+class BestFidelity:
+    """The answer nearest to the whole network's among those within ``deadline_ms``; the fastest among equals.
+
+    The cost is a row's infidelity, and a thousandth of a thousandth for a deadline's length of latency.
+    """
+
+    deadline_ms: float
+
+    def score(self, rows: Rows, conditions: Conditions) -> Scores:
+        latency = latency_ms(rows, conditions)
+        infidelity = rows.infidelity + latency * (_FASTER / self.deadline_ms)
+        return _within(infidelity, "lost", latency, "ms", self.deadline_ms, "deadline_ms", latency)
 
 
 @dataclass(frozen=True, slots=True)

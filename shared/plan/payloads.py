@@ -71,12 +71,14 @@ def sendable_payloads(
     which, choice = np.nonzero(sendable)
 
     # What is not of floats has one codec for each entropy stage, under its lossless name.
-    names = np.array([int(Codec.of(PLAIN.form, Codec(codec).stage)) for codec in menu.tolist()])
+    names = np.array([int(Codec(codec).lossless) for codec in menu.tolist()])
     again = np.ones(len(menu), dtype=np.bool_)
     again[np.unique(names, return_index=True)[1]] = False
     sent_as = np.where(floats[:, None], menu, names)
+    # The coarsest step would be in every mix that pays, though none may use it: no mixes of the transform.
+    unmixed = np.array([Codec(codec).form.is_transform for codec in menu.tolist()])
     found = best_mixes(
-        np.where((~floats[:, None] & again)[:, :, None], np.nan, table),
+        np.where(((~floats[:, None] & again) | unmixed)[:, :, None], np.nan, table),
         [[place[slot] for slot in cut.live] for cut in cuts],
     )
     width = found.choice.shape[1]

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FAITHFUL", "LOSSLESS", "PLAIN", "Rows", "build_rows", "decode_scale", "output_costs"]
 
-FAITHFUL = tuple(codec for codec in Codec if codec.form is not Form.INT4)
+FAITHFUL = tuple(codec for codec in Codec if codec.form <= Form.UINT8)
 """The codecs that changed no answer of a trained classifier.  Four bits changed one in eight, so that they
-are a candidate only where someone asks for them."""
+are a candidate only where someone asks for them, and the transform needs tables."""
 
 _COPY_BYTES_PER_MS = 2e6
 """The rate of a plain copy, for outputs that were not profiled."""
@@ -44,6 +44,9 @@ class Rows:
 
     ``cut[row]`` indexes ``cuts``, ``codec[row]`` is a :class:`Codec`; exactly one row, ``local``, sends
     nothing.  ``floats`` says whether some tensor of the row is of floats, which all that is lossy rests on.
+
+    ``infidelity[row]`` is what is known of how far the answer is from the whole network's: 1 less the
+    agreement that may be relied on, 0 for lossless rows, and 1 for what nothing is known of.
 
     Where several tensors cross, a row may be a mix, which has a codec for each: ``mixes[mix[row]]`` then
     lists them in the order of the cut's live slots, 0 beyond the last, and ``codec[row]`` is that of the
@@ -63,6 +66,7 @@ class Rows:
     local: int
     columns: NDArray[np.float64]
     largest_payload_bytes: float
+    infidelity: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.cut)
@@ -148,7 +152,7 @@ class Rows:
         codec = codecs[0]
         rows = {self.codec_of(row): row for row in at_cut if self.mix[row] < 0}
         if rows.keys() <= set(LOSSLESS):
-            codec = Codec.of(PLAIN.form, codec.stage)
+            codec = codec.lossless
         return rows.get(codec)
 
     def select(self, keep: NDArray[np.bool_]) -> Rows:
@@ -169,6 +173,7 @@ class Rows:
             local=int(np.count_nonzero(kept[: self.local])),
             columns=columns,
             largest_payload_bytes=float(columns[POSITION[Stage.UPLINK]].max()),
+            infidelity=self.infidelity[kept],
         )
 
 
@@ -225,6 +230,9 @@ def build_rows(
     order = np.insert(np.arange(count), place, count)
     live_counts = np.array([len(each.live) for each in candidates])
     cut = np.append(cut, local)[order]
+    lossy = payloads.floats & ~_is_exact(payloads.codec)
+    mixed = payloads.mix >= 0
+    lossy[mixed] = ~_is_exact(payloads.mixes[payloads.mix[mixed]]).all(axis=1)
     return Rows(
         cuts=candidates,
         cut=cut,
@@ -238,7 +246,13 @@ def build_rows(
         local=place,
         columns=np.ascontiguousarray(columns[:, order]),
         largest_payload_bytes=float(columns[POSITION[Stage.UPLINK]].max()),
+        infidelity=np.append(lossy, False)[order].astype(np.float64),
     )
+
+
+def _is_exact(codecs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Also for no codec, beyond the end of a mix."""
+    return np.isin(codecs, [0, *(int(codec) for codec in LOSSLESS)])
 
 
 def _label(codec: Codec, is_float: bool) -> str:

@@ -116,7 +116,8 @@ class ModelCard(Header, frozen=True, kw_only=True):
     """What the device needs to know of one served network.
 
     ``unit_ms`` holds the measured time of every unit on an idle replica at batch 1, ``[]`` while no
-    replica has profiled yet.  ``error`` is set when the device's digest is not the one served.
+    replica has profiled yet.  ``error`` is set when the device's digest is not the one served.  ``tables`` is
+    the digest of the transform's tables that all its replicas hold; left out when there are none.
     """
 
     name: Name
@@ -125,6 +126,7 @@ class ModelCard(Header, frozen=True, kw_only=True):
     unit_ms: UnitMs
     replicas: Count
     error: Text = ""
+    tables: Name | msgspec.UnsetType = msgspec.UNSET
 
 
 class Card(Header, frozen=True, kw_only=True, omit_defaults=True):
@@ -239,7 +241,8 @@ class ReplicaHello(Header, frozen=True, kw_only=True, omit_defaults=True):
     """Replica to gateway: what it serves, its measured unit times, and its first credits.
 
     ``version`` is the configured one, which tells networks of one name apart that are both wanted.
-    ``precision`` is what it computes in, for people.
+    ``precision`` is what it computes in, for people; ``tables`` the digest of the transform's tables that it
+    holds, if any.
     """
 
     replica: Name
@@ -250,6 +253,7 @@ class ReplicaHello(Header, frozen=True, kw_only=True, omit_defaults=True):
     software: Name = ""
     version: Name = ""
     precision: Name = ""
+    tables: Name = ""
 
 
 class Credit(Header, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import UNSET
 
 from cloud_cluster.infer_work import expected_work_ms
 from cloud_cluster.registry import NOT_SERVED, Registry, ServedLabel
@@ -22,9 +23,16 @@ def hello(
     digest: str = "sha256:1",
     unit_ms: tuple[float, ...] = (4.0, 2.0, 1.0),
     version: str = "",
+    tables: str = "",
 ) -> ReplicaHello:
     return ReplicaHello(
-        replica="r", model=model, digest=digest, unit_ms=list(unit_ms), credits=1, version=version
+        replica="r",
+        model=model,
+        digest=digest,
+        unit_ms=list(unit_ms),
+        credits=1,
+        version=version,
+        tables=tables,
     )
 
 
@@ -45,6 +53,22 @@ def test_unit_times_are_medians_over_the_replicas() -> None:
     assert left.index == 0
     assert held.cards({})[0].unit_ms == [5.5, 25.0]
     assert held.leave(b"1") is None
+
+
+def test_a_card_names_the_transform_tables_that_every_replica_holds() -> None:
+    held = registry()
+    held.join(b"1", hello())
+    assert card(held, "sha256:1").tables is UNSET
+    held.join(b"1", hello(tables="t"))
+    assert card(held, "sha256:1").tables == "t"
+    held.join(b"2", hello(tables="u"))
+    assert card(held, "sha256:1").tables is UNSET
+    held.join(b"2", hello(tables="t"))
+    assert card(held, "sha256:1").tables == "t"
+    held.join(b"3", hello())
+    assert card(held, "sha256:1").tables is UNSET
+    held.leave(b"3")
+    assert card(held, "sha256:1").tables == "t"
 
 
 def test_the_work_of_a_request_is_what_the_cloud_runs_of_it_for_each_sample() -> None:

@@ -94,7 +94,7 @@ def test_on_the_host_there_is_nothing_to_bring() -> None:
 class Gated:
     """An executor that decodes ahead; a request's cut says what is to happen to it."""
 
-    digest, unit_ms, precision = "sha256:a", (1.0,), ""
+    digest, unit_ms, precision, tables_digest = "sha256:a", (1.0,), "", ""
     curves, max_batch, decodes_ahead = BatchCurves.flat((1.0,)), 1, True
     WRONG, DEFECT = 7, 8
 

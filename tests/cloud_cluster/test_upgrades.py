@@ -26,6 +26,7 @@ CHANGED: dict[str, Any] = {
     "zoo": "alexnet",
     "factory": "some.module:function",
     "bundle": "/some/bundle",
+    "transform_tables": "/some/tables",
     "version": "2",
     "device": "cuda",
     "threads": 3,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shared.zoo import Network
+from shared.zoo.image_input import synthetic_photo
 
 BATCH_ONE = torch.arange(3 * 16 * 16, dtype=torch.uint8).reshape(1, 16, 16, 3)
 
@@ -62,6 +63,36 @@ class Masked(nn.Module):
     def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(values)
         return torch.tanh(self.first(x * mask.clamp(max=1).float()))
+
+
+class Landscapes(nn.Module):
+    """A classifier of smooth images, with a branch, so that two tensors cross some cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.second = nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 4 * 4, 6)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(image.float()))
+        x = torch.relu(self.second(x))
+        x = x + torch.tanh(self.third(x))
+        return self.head(nn.functional.avg_pool2d(x, 4).flatten(1))
+
+
+def landscapes() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(5)
+    network = Landscapes().eval()
+    with torch.no_grad():
+        network.first.weight /= 64
+    return network, (synthetic_photo(3, 32, 32, 0),)
+
+
+def views() -> list[tuple[torch.Tensor]]:
+    """Calibration inputs of ``landscapes``."""
+    return [(synthetic_photo(3, 32, 32, seed),) for seed in range(24)]
 
 
 def photos() -> tuple[nn.Module, tuple[torch.Tensor]]:

@@ -104,6 +104,7 @@ def test_a_configuration_is_checked_with_what_the_environment_overrides(config: 
         (["nonsense"], 2, "nonsense"),
         (["profile"], 2, "--config FILE"),
         (["profile", "--config", "configs/laptop.yaml", "--model", "zebra"], 2, "efficientnet-lite0"),
+        (["fit", "zebra", "--out", "z", "--config", "configs/laptop.yaml"], 2, "efficientnet-lite0"),
         (["bundle", "alexnett", "/nowhere"], 2, "did you mean alexnet"),
     ],
 )

@@ -12,7 +12,7 @@ from shared.config import AgentConfig, ModelConfig, ObjectiveConfig, PowerConfig
 from shared.errors import ConfigError, PlanError
 from shared.plan.constraints import Constraints
 from shared.plan.energy import Power
-from shared.plan.objective import Energy, Latency, Throughput, Weighted
+from shared.plan.objective import BestFidelity, Energy, Latency, Throughput, Weighted
 from shared.plan.radio import LinkType
 
 POWER = Power(4.0, 1.0, LinkType.WIFI)
@@ -30,6 +30,7 @@ def _model(**values: Any) -> ModelConfig:
         ("energy", Energy(POWER)),
         ({"minimise": "energy", "deadline_ms": 100}, Energy(POWER, 100.0)),
         ({"minimise": "throughput", "rate_hz": 30}, Throughput(30.0)),
+        ({"maximise": "fidelity", "deadline_ms": 100}, BestFidelity(100.0)),
         ({"minimise": "weighted", "per_ms": 1, "per_mj": 2}, Weighted(1.0, 2.0, 0.0, POWER)),
     ],
 )
@@ -44,6 +45,9 @@ def test_every_objective_can_be_asked_for_in_yaml_and_per_request(asked: Any, ob
         ("fastest", "minimise"),
         ({"minimise": "energy", "rate_hz": 3}, "takes deadline_ms, not rate_hz"),
         ({"minimise": "weighted"}, "a price above 0"),
+        ("fidelity", "maximise: fidelity takes a deadline_ms"),
+        ({"maximise": "fidelity", "minimise": "energy", "deadline_ms": 9}, "no minimise beside it"),
+        ({"maximise": "fidelity", "deadline_ms": 9, "rate_hz": 3}, "takes deadline_ms, not rate_hz"),
         ({"minimise": "latency", "energy_mj": -1}, "energy_mj"),
         ({"minimize": "latency"}, "minimize"),
     ],

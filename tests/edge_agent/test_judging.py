@@ -21,7 +21,7 @@ NOTHING = Gate(GateKey(DIGEST, "none", "top1"), 0, {})
 
 
 def test_only_forms_that_may_be_used_are_judged() -> None:
-    assert lossy_forms(Constraints()) == (Form.HALF, Form.UINT8, Form.INT4)
+    assert lossy_forms(Constraints()) == tuple(form for form in Form if form is not Form.EXACT)
     codecs = (Codec.FLOAT32_ZSTD, Codec.UINT8, Codec.UINT8_LZ4)
     assert lossy_forms(Constraints(codecs=codecs)) == (Form.UINT8,)
     assert lossy_forms(Constraints(codecs=(Codec.FLOAT32,))) == ()
@@ -37,7 +37,7 @@ def test_first_what_may_win_and_then_every_cut_once() -> None:
     named = first.worth.pairs(NOTHING, first.enough or 0.0, pairs)
     assert 0 < len(named) < len(pairs) / 3
     assert not any(live == GRAPH.cuts[1].live for live, _ in named)  # larger than the input
-    later = list(later_questions(first))
+    later = list(later_questions(first, Latency()))
     assert [cut for each in later for cut in each.cuts or ()] == sending
     assert all(each.worth is None and each.forms == first.forms for each in later)
     assert len(later) > 1
@@ -58,7 +58,7 @@ def test_at_a_pinned_cut_all_is_judged_and_nothing_elsewhere() -> None:
     pinned = first_question(GRAPH, PROFILE, Constraints(cut=4), Latency())
     assert (pinned.worth, list(pinned.cuts or ())) == (None, [GRAPH.cuts[4]])
     alone = first_question(GRAPH, PROFILE, Constraints(cut=len(GRAPH.units)), Latency())
-    assert list(later_questions(alone)) == []
+    assert list(later_questions(alone, Latency())) == []
 
 
 def test_what_is_impossible_whatever_the_gate_says_is_said_before_it_is_measured() -> None:

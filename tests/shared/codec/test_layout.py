@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.codec import Codec, Form, Stage, max_payload_bytes, raw_bytes
+from shared.codec import TRANSFORMS, Codec, Form, Stage, max_payload_bytes, raw_bytes
 from shared.codec.layout import layout_of
 from shared.tensor import DType, TensorSpec
 
@@ -28,6 +28,14 @@ def test_numbers_and_labels_never_change():
         "int4": 0x40,
         "int4+lz4": 0x41,
         "int4+zstd": 0x42,
+        "transform-1": 0x53,
+        "transform-2": 0x63,
+        "transform-3": 0x73,
+        "transform-4": 0x83,
+        "transform-5": 0x93,
+        "transform-6": 0xA3,
+        "transform-7": 0xB3,
+        "transform-8": 0xC3,
     }
 
 
@@ -36,7 +44,15 @@ def test_a_codec_is_a_form_times_a_stage(codec):
     assert Codec.of(codec.form, codec.stage) is codec
     assert Codec.from_label(codec.label) is codec
     assert codec.plain.stage is Stage.PLAIN
-    assert codec.plain.form is codec.form
+    assert codec.plain.form is (Form.EXACT if codec in TRANSFORMS else codec.form)
+    assert codec.lossless.form is Form.EXACT
+    assert Codec.of_form(codec.form).form is codec.form
+
+
+def test_the_transforms_are_a_ladder_of_steps_that_never_change():
+    assert [codec.form.step for codec in TRANSFORMS] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert {codec for codec in Codec if codec.form.is_transform} == set(TRANSFORMS)
+    assert all(codec.lossless is Codec.FLOAT32_ZSTD for codec in TRANSFORMS)
 
 
 def test_an_unknown_label_lists_those_there_are():

@@ -69,7 +69,8 @@ def elements_of(tensor, order):
 
 
 def test_there_is_a_vector_for_every_case():
-    assert {path.name for path in VECTORS.glob("payload-*")} == {f"payload-{name}.v1.bin" for name in CASES}
+    there = {path.name for path in VECTORS.glob("payload-*") if "transform" not in path.name}
+    assert there == {f"payload-{name}.v1.bin" for name in CASES}
 
 
 @pytest.mark.parametrize("name", CASES)

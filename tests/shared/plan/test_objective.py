@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.codec import Form
 from shared.graph.ir import Graph
 from shared.plan.energy import Power, energy_mj
 from shared.plan.latency import Conditions, latency_ms, stage_ms
 from shared.plan.objective import (
+    BestFidelity,
     Energy,
     Latency,
     Objective,
@@ -217,3 +219,35 @@ def test_a_backlog_charges_every_row_for_what_it_holds_the_device(
     held = [each[Stage.DEVICE] + each[Stage.ENCODE] + each[Stage.RESULT_DECODE] for each in stages]
     for row in np.flatnonzero(reached):
         assert extra[row] == pytest.approx(backlog_ms * held[row] / held[rows.local], rel=1e-6, abs=1e-6)
+
+
+@given(networks(), CONDITIONS, st.floats(0.01, 2000), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_fidelity_within_a_deadline_is_the_best_answer_that_makes_it_and_the_fastest_of_those(
+    network: Network, at: Conditions, deadline_ms: float, seed: int
+) -> None:
+    rows = build_rows(*network)
+    random = np.random.default_rng(seed)
+    rows = replace(rows, infidelity=rows.infidelity * random.choice([0.0, 0.01, 0.2, 0.9], len(rows)))
+    scores = BestFidelity(deadline_ms).score(rows, at)
+    latency = latency_ms(rows, at)
+    row = choose(scores).row
+    in_time = np.flatnonzero(latency <= deadline_ms)
+    if not len(in_time):
+        assert scores.unmet.startswith("deadline_ms")
+        assert latency[row] == pytest.approx(latency.min(), rel=1e-9)
+        return
+    assert not scores.unmet
+    assert latency[row] <= deadline_ms
+    best = rows.infidelity[in_time].min()
+    assert rows.infidelity[row] == best
+    equals = in_time[rows.infidelity[in_time] == best]
+    assert latency[row] == pytest.approx(latency[equals].min(), rel=1e-5)
+
+
+def test_without_a_gate_nothing_is_known_of_lossy_rows_and_lossless_ones_are_the_answer_itself() -> None:
+    exact = np.array([ROWS.codec_of(row).form is Form.EXACT for row in range(len(ROWS))])
+    assert (ROWS.infidelity[exact] == 0).all()
+    floats = ROWS.floats & ~exact
+    assert floats.any()
+    assert (ROWS.infidelity[floats] == 1).all()

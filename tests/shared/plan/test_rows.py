@@ -16,7 +16,7 @@ from shared.plan.profile import CodecCost, Profile
 from shared.plan.rows import FAITHFUL, LOSSLESS, PLAIN, build_rows, decode_scale
 from shared.plan.stages import POSITION, Stage
 from shared.tensor import DType
-from tests.shared.plan.builders import chain, dag, networks, profile_of
+from tests.shared.plan.builders import MEASURED, chain, dag, networks, profile_of
 
 
 @given(networks())
@@ -74,7 +74,7 @@ def with_random_costs(graph: Graph, profile: Profile, seed: int) -> Profile:
 @given(
     networks(most_units=6),
     st.integers(0, 2**32),
-    st.sets(st.sampled_from(Codec)),
+    st.sets(st.sampled_from(MEASURED)),
     st.floats(1e4, 1e10),
 )
 @settings(max_examples=100, deadline=None)
@@ -171,7 +171,7 @@ def test_an_integer_input_has_the_lossless_codecs_only_and_finds_them_by_any_nam
 def test_a_float_input_has_the_whole_menu() -> None:
     graph = chain([1000, 20, 5], DType.FLOAT32)
     rows = build_rows(graph, profile_of(graph, [3.0, 4.0]), (1.0, 1.0), tuple(Codec))
-    assert np.count_nonzero(rows.cut == 0) == len(Codec)
+    assert np.count_nonzero(rows.cut == 0) == len(MEASURED)
 
 
 def test_a_label_says_raw_where_no_codec_changes_what_is_sent() -> None:
@@ -182,7 +182,7 @@ def test_a_label_says_raw_where_no_codec_changes_what_is_sent() -> None:
             {some.label_of(row) for row in range(len(some)) if some.cut_of(row).index == cut}
             for cut in range(3)
         ]
-        assert at == [{"raw", "raw+lz4", "raw+zstd"}, {codec.label for codec in Codec}, {""}]
+        assert at == [{"raw", "raw+lz4", "raw+zstd"}, {codec.label for codec in MEASURED}, {""}]
 
 
 def test_what_was_not_measured_is_no_candidate() -> None:

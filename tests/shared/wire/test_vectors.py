@@ -56,6 +56,19 @@ MESSAGES = {
         ),
         request_id=1,
     ),
+    "card-tables": encode_message(
+        m.Card(
+            gateway="gw",
+            software="suture 0.1.0",
+            limits=m.Limits(),
+            models=[
+                m.ModelCard(
+                    name="mnist", digest=DIGEST, index=0, unit_ms=[0.25, 1.5], replicas=2, tables="9f86d081"
+                )
+            ],
+        ),
+        request_id=1,
+    ),
     "announce": encode_message(m.Announce(payload_bytes=15), request_id=7),
     "infer": encode_message(
         m.Infer(
@@ -147,6 +160,11 @@ MESSAGES = {
     "replica-hello-version": encode_message(
         m.ReplicaHello(
             replica="mnist#b", model="mnist", digest=DIGEST, unit_ms=[0.25, 1.5], credits=2, version="2"
+        )
+    ),
+    "replica-hello-tables": encode_message(
+        m.ReplicaHello(
+            replica="mnist#b", model="mnist", digest=DIGEST, unit_ms=[0.25, 1.5], credits=2, tables="9f86d081"
         )
     ),
     "local-infer": encode_message(
@@ -375,7 +393,7 @@ class TestDocument:
         }
 
     def test_codecs(self):
-        rows = re.findall(r"^\| `0x([0-9a-f]{2})` \| ([\w+]+) \|", section("Codec ids"), re.M)
+        rows = re.findall(r"^\| `0x([0-9a-f]{2})` \| ([\w+-]+) \|", section("Codec ids"), re.M)
         assert {int(number, 16): label for number, label in rows} == {
             int(codec): codec.label for codec in Codec
         }
