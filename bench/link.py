@@ -10,6 +10,7 @@ do is lose, reorder or mark packets, and TCP's own handshake is not delayed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import selectors
 import socket
@@ -186,7 +187,9 @@ class LinkRelay:
             raise RuntimeError("the relay is not running")
         done: Future[None] = Future()
         self._commands.append((act, done))
-        self._wake_write.send(b"\0")
+        # Awake for another reason it may have done the last command already, and closed its end.
+        with contextlib.suppress(BrokenPipeError):
+            self._wake_write.send(b"\0")
         done.result()
 
     def _loop(self) -> None:

@@ -25,6 +25,7 @@ from edge_agent.agent import EdgeAgent
 from edge_agent.decision import Decision
 from edge_agent.link import LinkState
 from edge_agent.result import Result
+from shared.codec.network_tables import NetworkTables
 from shared.config import AgentConfig
 from shared.errors import PlanError
 from shared.graph import CapturedModel, Graph
@@ -41,10 +42,10 @@ _ONLINE_TRIES, _ONLINE_WAIT_S = 200, 0.05
 class SharedRunner(RepeatingRunner):
     """One worker and one set of programs for both agents."""
 
-    async def load(self, name: str, captured: CapturedModel) -> Graph:
+    async def load(self, name: str, captured: CapturedModel, tables: NetworkTables | None = None) -> Graph:
         if name in self._programs:
             return self.program(name).graph
-        return await super().load(name, captured)
+        return await super().load(name, captured, tables)
 
 
 @dataclass(slots=True)

@@ -162,6 +162,7 @@ async def test_a_codec_for_each_tensor_of_a_cut(cache_dir: Path) -> None:
     async with InProcessCloud(cloud_config(cache_dir, model("masked"))) as cloud:
         config = agent_config(cache_dir, cloud.device_endpoint, model("masked"))
         async with EdgeAgent.from_config(config) as agent:
+            await agent.caught_up()
             rows = agent.decision("masked").rows
             mixes = [row for row in range(len(rows)) if rows.mix[row] >= 0]
             assert mixes

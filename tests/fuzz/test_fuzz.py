@@ -32,7 +32,7 @@ def test_no_input_makes_a_parser_do_what_it_does_not_promise(target: str, tmp_pa
     assert f"number_of_executed_units: {RUNS[target]}" in done.stderr
     assert not list(tmp_path.glob("crash-*"))
     # Inputs that reach new code were found: the fuzzer sees into the parser.
-    assert len(list(tmp_path.iterdir())) > len(SEEDS[target]())
+    assert len(list(tmp_path.iterdir())) > len(set(SEEDS[target]()))
 
 
 @pytest.mark.parametrize("target", TARGETS)
