@@ -75,7 +75,7 @@ def top(
     """Watch a running agent: its link, where each network is cut, and where the time goes; until Ctrl-C.
 
     Of an agent on another machine, forward its socket:
-    ssh -L ./agent.sock:/run/user/1000/suture/agent.sock DEVICE, then edge-agent top --socket ipc://./agent.sock
+    ssh -L ./agent.sock:/run/user/1000/suture-agent.sock DEVICE, then edge-agent top --socket ipc://./agent.sock
 
     With --json one line for every look.
     """
