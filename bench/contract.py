@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ["Bench", "Direction", "Target", "commit", "machine", "spread", "versions"]
+__all__ = ["Bench", "Direction", "Target", "cell", "commit", "machine", "spread", "versions"]
 
 Direction = Literal["at_most", "at_least"]
 ItemT = TypeVar("ItemT")
@@ -112,7 +112,7 @@ class Bench:
             numeric = all(_is_number(row.get(column, 0)) for row in rows)
             table.add_column(column, justify="right" if numeric else "left")
         for row in rows:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
+            table.add_row(*(cell(row.get(column)) for column in columns))
         self.console.print(table)
 
     def finish(self, show_rows: bool = True) -> int:
@@ -243,7 +243,8 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A figure for people."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.report import Stored, cell, origin, question
+from bench.contract import cell
+from bench.report import Stored, origin, question
 
 __all__ = ["END", "START", "measured_page", "readme_table", "with_table"]
 

@@ -16,9 +16,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bench.contract import cell
 from bench.report_plots import plots_of
 
-__all__ = ["Stored", "cell", "load_results", "main", "origin", "page", "question"]
+__all__ = ["Stored", "load_results", "main", "origin", "page", "question"]
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent
@@ -193,17 +194,6 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     more = f"<p>and {len(rows) - _MOST_ROWS} more in the JSON</p>" if len(rows) > _MOST_ROWS else ""
     table = f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
     return f"<details><summary>rows</summary>{table}{more}</details>"
-
-
-def cell(value: Any) -> str:
-    """A figure for people."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_every_fault_on_real_processes_costs_no_outcome_and_makes_no_answer_wron
     arguments = [
         "--quick",
         "--seconds",
-        "16",
+        "60",
         "--seed",
         "7",
         "--json",
