@@ -2,14 +2,13 @@
 
 :class:`BatchExecutor` is what :mod:`cloud_cluster.schedule` asks for; it knows no torch, so that the path
 around the computation can be driven with another one.  An :class:`Executor` is the least that will do: it
-takes one request at a time.  :func:`load_executor` makes the real one.
+takes one request at a time.  :func:`cloud_cluster.loading.load_executor` makes the real one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from cloud_cluster.curves import BatchCurves
@@ -17,9 +16,9 @@ from shared.wire import Buffer, Message
 from shared.wire.messages import TensorHeader
 
 if TYPE_CHECKING:
-    from shared.config import ServedModelConfig
+    pass
 
-__all__ = ["BatchExecutor", "Executor", "Job", "Outcome", "Work", "batching", "load_executor"]
+__all__ = ["BatchExecutor", "Executor", "Job", "Outcome", "Work", "batching"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +169,3 @@ class _OneByOne:
 
     def finish(self, work: Work, jobs: Sequence[Job]) -> list[Outcome]:
         return [self._executor.execute(job.body) for job in jobs]
-
-
-def load_executor(model: ServedModelConfig, cache_dir: Path | None, repeats: int) -> BatchExecutor:
-    """Load the network, fuse it, and measure its units.  Takes seconds; imports torch.
-
-    To be called in the thread that will execute.  Raises UnknownModelError, CaptureError, BundleError, or
-    ConfigError, also for a device that torch does not have.
-    """
-    from cloud_cluster.torch_executor import TorchExecutor
-
-    return TorchExecutor.load(model, cache_dir, repeats)

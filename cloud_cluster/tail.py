@@ -18,9 +18,10 @@ from typing import Any
 
 import zmq
 
-from cloud_cluster.executor import BatchExecutor, Executor, load_executor
+from cloud_cluster.executor import BatchExecutor, Executor
 from cloud_cluster.gateway_link import GatewayLink
 from cloud_cluster.keys import ReplicaKeys
+from cloud_cluster.loading import load_executor
 from cloud_cluster.loops import Loops
 from cloud_cluster.pace import Pace
 from cloud_cluster.sockets import let_go
@@ -82,7 +83,7 @@ class Tail:
         self._loops = Loops()
 
     async def start(self) -> None:
-        """Load, profile, connect.  Raises what :func:`cloud_cluster.executor.load_executor` raises."""
+        """Load, profile, connect.  Raises what :func:`cloud_cluster.loading.load_executor` raises."""
         worker = self._worker = Worker(self._make_executor, f"{self.replica} worker")
         executor = self._executor = await worker.start()
         self._held = _held(self._credits, executor)

@@ -75,7 +75,7 @@ class TorchExecutor:
 
     @classmethod
     def load(cls, source: ServedModelConfig, cache_dir: Path | None, repeats: int) -> TorchExecutor:
-        """Resolve, fuse and measure; see :func:`cloud_cluster.executor.load_executor`."""
+        """Resolve, fuse and measure; see :func:`cloud_cluster.loading.load_executor`."""
         # Ray sets OMP_NUM_THREADS from the reserved cpus; the configured number is what counts.
         torch.set_num_threads(source.torch_threads)
         model = resolve(source, cache_dir)
