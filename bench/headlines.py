@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.contract import cell
-from bench.report import Stored, origin, question
+from bench.stored import Stored, origin, question
 
 __all__ = ["END", "START", "measured_page", "readme_table", "with_table"]
 

@@ -7,22 +7,20 @@ targets with what was seen, its plots, and its rows.  The page needs no other fi
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from bench.contract import cell
+from bench.headlines import measured_page, with_table
 from bench.report_plots import plots_of
+from bench.stored import RESULTS, Stored, load_results, origin, question
 
-__all__ = ["Stored", "load_results", "main", "origin", "page", "question"]
+__all__ = ["main", "page"]
 
-_HERE = Path(__file__).parent
-_ROOT = _HERE.parent
+_ROOT = Path(__file__).parents[1]
 _MOST_ROWS = 60
 
 _STYLE = """
@@ -38,19 +36,11 @@ figure svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One run: the document that :meth:`bench.contract.Bench.document` wrote."""
-
-    name: str
-    document: Mapping[str, Any]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--results", type=Path, default=_HERE / "results", metavar="FOLDER")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     parser.add_argument(
         "--write", action="store_true", help="also write the README's table and docs/measured.md"
@@ -65,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: no run is stored in {options.results}; make some with: make bench", file=sys.stderr)
         return 1
     if options.write:
-        from bench.headlines import measured_page, with_table
-
         readme = _ROOT / "README.md"
         readme.write_text(with_table(readme.read_text(encoding="utf-8"), stored), encoding="utf-8")
         (_ROOT / "docs/measured.md").write_text(measured_page(stored), encoding="utf-8")
@@ -75,21 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     total = sum(len(each.document["targets"]) for each in stored)
     print(f"{options.out}: {len(stored)} benches, {total - missed} of {total} targets met")
     return 0
-
-
-def load_results(folder: Path) -> list[Stored]:
-    """Every run in a folder, by name.  Raises ValueError for a file that is no bench's."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        missing = {"bench", "date", "machine", "targets", "rows"} - set(document)
-        if missing:
-            raise ValueError(f"{path} is no bench's: it lacks {', '.join(sorted(missing))}")
-        found.append(Stored(document["bench"], document))
-    return found
 
 
 def page(stored: Sequence[Stored]) -> str:
@@ -135,26 +108,6 @@ def _section(stored: Stored) -> Iterator[str]:
     for plot in plots_of(stored.name, document):
         yield f"<figure>{plot.svg}<figcaption>{escape(plot.caption)}</figcaption></figure>"
     yield _rows(document["rows"])
-
-
-def question(name: str) -> str:
-    """What a bench asks: the first line of the bench's own docstring."""
-    path = _HERE / f"{name}.py"
-    if not path.is_file():
-        return ""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0].partition("  ``")[0].replace("  ", " ")
-
-
-def origin(document: Mapping[str, Any]) -> str:
-    """When and on what it ran, and of which commit."""
-    machine = document["machine"]
-    quick = ", a smoke test only" if document.get("quick") else ""
-    commit = (document.get("commit") or "unknown")[:12]
-    return (
-        f"{document['date'][:10]} on {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['memory_gib']} GiB, commit {commit}{quick}"
-    )
 
 
 def _targets(targets: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from bench import report
 from bench.headlines import END, START, measured_page, readme_table, with_table
-from bench.report import Stored, load_results
+from bench.stored import Stored, load_results
 from tests.bench.test_report import document
 
 ROOT = Path(report.__file__).parents[1]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.report import Stored, load_results, main, page
+from bench.report import main, page
 from bench.report_plots import plots_of
+from bench.stored import Stored, load_results
 
 RESULTS = Path(report.__file__).parent / "results"
 
