@@ -119,6 +119,7 @@ async def _run(bench: Bench, rest: list[dict[str, Any]]) -> None:
                 )
                 with bench.console.status("starting the agent ..."):
                     agent = await around.enter_async_context(EdgeAgent.from_config(agent_config))
+                    await agent.caught_up()  # all codecs are judged before the best of them are pinned
                 if agent.link_state is not LinkState.ONLINE:
                     bench.unsound(f"no link: {agent.link_reason}")
                     return

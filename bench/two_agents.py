@@ -150,6 +150,7 @@ async def enter_agents(
         )
         agent = EdgeAgent.from_config(config, runner_factory=lambda device, threads: runner)
         agents.append(await stack.enter_async_context(agent))
+        await agent.caught_up()  # every candidate is judged, and nothing of that comes between two requests
     await _wait_online(agents)
     return TwoAgents(tuple(links), runner, agents[0], agents[1], judge, random.Random(seed))
 
