@@ -130,13 +130,14 @@ class _Fleet:
     async def open(self, seconds: float, rate_hz: float, budget_ms: float, seed: int) -> dict[str, Any]:
         """All devices together ask ``rate_hz`` times a second, at random, whatever comes back."""
         self._answers, self._budget_ms, self._unsent = [], budget_ms, 0
-        draw = random.Random(seed)
+        # Two sources, so that requests come at the moments at which bench/load_serve.py asks with this seed.
+        draw, whose = random.Random(seed), random.Random(f"{seed} whose")
         began_s, cpu_s = time.perf_counter(), time.process_time()
         due_s = began_s
         while due_s < began_s + seconds:
             due_s += draw.expovariate(rate_hz)
             await asyncio.sleep(max(due_s - time.perf_counter(), 0.0))
-            self._ask(draw.choice(self.devices))
+            self._ask(whose.choice(self.devices))
         figures = self._figures(began_s, cpu_s)
         await self._drain()
         # Latencies of all, the last ones included; the rate is that of the time of asking.

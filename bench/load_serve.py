@@ -1,7 +1,7 @@
 """The load bench's baselines: the same tail as an application would put it behind Ray Serve alone.
 
-It computes one request at a time in one thread, and takes in the next one meanwhile.  Serve queues the
-others, without deadlines; beyond ``MAX_QUEUED`` it refuses.
+It computes one request at a time in one thread, and holds the next ones meanwhile.  Serve queues those
+beyond, without deadlines; beyond ``MAX_QUEUED`` it refuses.
 
 ``python -m bench.load_serve ADDRESS HTTP_PORT FILE`` is a controlled child in the cluster at ADDRESS,
 which asks either way.  FILE holds the activation as for ``bench/load_devices.py``.
@@ -43,7 +43,9 @@ __all__ = ["HANDLE", "HTTP", "MAX_QUEUED", "HttpClient", "application", "pin_pro
 
 HANDLE, HTTP = "handle", "http"
 MAX_QUEUED = 256
-_ONGOING = 2
+_ONGOING = 32
+"""Requests that Serve hands to the replica at once, which takes them one after the other.  With few, Serve's
+router backs off between two tries to place one, and the replica stands still meanwhile."""
 _OK, _BUSY = 200, 503
 _PATIENCE_S = 60.0
 
